@@ -1,0 +1,72 @@
+// HTTP/1.1 messages (RFC 9112), strictly: one parser for the API, the edge and the guest agent.
+//
+// The parser works on a buffer that the caller fills; it neither allocates nor copies, its results are slices of that buffer. It
+// accepts what RFC 9112 allows and refuses everything that two parsers could read differently: bare CR or LF, obs-fold, white space before a colon,
+// both Content-Length and Transfer-Encoding, differing or malformed Content-Length, a Transfer-Encoding whose last coding is not
+// chunked, NUL and other control characters, a request without exactly one Host (HTTP/1.1).
+#pragma once
+
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define HTTP_HEADERS_MAX 100
+#define HTTP_HEAD_MAX 32768 // bytes of one head, start line included
+
+struct slice {
+	const char *data;
+	size_t size;
+};
+
+struct http_header {
+	struct slice name, value; // value without surrounding white space
+};
+
+enum http_body_kind { HTTP_BODY_NONE, HTTP_BODY_LENGTH, HTTP_BODY_CHUNKED, HTTP_BODY_UNTIL_CLOSE };
+
+struct http_head {
+	struct slice method, target; // requests
+	int status;                  // responses
+	struct slice reason;
+	int minor_version; // HTTP/1.<this>: 0 or 1
+	struct http_header headers[HTTP_HEADERS_MAX];
+	size_t header_count;
+	enum http_body_kind body;
+	uint64_t content_length; // HTTP_BODY_LENGTH
+	bool keep_alive;         // the connection may carry another message after this one
+	bool upgrade;            // Connection: upgrade with an Upgrade header
+	bool expect_continue;
+};
+
+// Parse one head at the start of `data`. Return the number of bytes it takes, 0 when it is not complete yet, or -EBADMSG (malformed),
+// -E2BIG (longer than HTTP_HEAD_MAX or more than HTTP_HEADERS_MAX headers) or -EPROTONOSUPPORT (not HTTP/1.0 or 1.1).
+ssize_t http_parse_request(const char *data, size_t size, struct http_head *ret, struct error *e);
+
+// `to_head`: the response answers a HEAD request and has no body.
+ssize_t http_parse_response(const char *data, size_t size, bool to_head, struct http_head *ret, struct error *e);
+
+// The first header of that name (case-insensitive), or NULL.
+const struct http_header *http_find(const struct http_head *h, const char *name);
+
+bool slice_equals(struct slice s, const char *text);
+bool slice_equals_nocase(struct slice s, const char *text);
+// Whether a comma-separated list value contains the token (case-insensitive).
+bool slice_has_token(struct slice list, const char *token);
+
+// Body decoder. Feed it what follows the head; it hands out the content's bytes in place.
+struct http_body {
+	enum http_body_kind kind;
+	uint64_t left; // bytes left of the content or of the current chunk
+	int state;
+	uint32_t trailer_bytes;
+	bool done;
+};
+
+void http_body_start(struct http_body *b, const struct http_head *h);
+
+// Looks at `size` bytes. Returns how many were consumed (0: more are needed first) or -EBADMSG; *ret is the slice of content among the
+// consumed ones (it may be empty). Sets b->done behind the last byte of the message, trailers included. Call again until all is consumed or done.
+ssize_t http_body_feed(struct http_body *b, const char *data, size_t size, struct slice *ret, struct error *e);

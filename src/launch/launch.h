@@ -1,0 +1,51 @@
+// What stasisd asks of stasis-launch: the messages of their SOCK_SEQPACKET pair. Fixed size, closed set; each is checked, whoever sends.
+//
+// stasis-launch keeps, per slot: network namespace, tap, veth, firewall, cgroup, jail, uid, and a VMM process that waits. stasisd finds
+// the sockets of a slot at `<run>/vm/<vmm>/control.sock` and `vsock.sock`.
+#pragma once
+
+#include <stdint.h>
+
+#define LAUNCH_MAGIC 0x4e4c5453u // "STLN"
+#define LAUNCH_VMM_MAX 40        // UUID text and NUL, padded
+#define LAUNCH_TEXT_MAX 512
+#define LAUNCH_SLOTS_MAX 4096
+#define LAUNCH_STASISD_FD 3 // stasisd's end of the pair
+
+enum launch_kind {
+	LAUNCH_TAKE = 1,            // struct launch_take; gives a slot (from the pool, or made now)
+	LAUNCH_END = 2,             // struct launch_end; kills the VMM and removes everything of the slot; answered when it is gone
+	LAUNCH_LIST = 3,            // struct launch_header; answered by one LAUNCH_LIST reply per living slot, then one with an empty name
+	LAUNCH_EVENT_ENDED = 0x100, // struct launch_reply, sequence 0: the VMM process ended by itself; result is its wait status
+};
+
+enum launch_egress {
+	LAUNCH_EGRESS_NONE = 0,
+	LAUNCH_EGRESS_INTERNET = 1, // everything but the host, other microVMs and link-local; DNS to the configured resolvers
+};
+
+struct launch_header {
+	uint32_t magic;
+	uint32_t kind;
+	uint64_t sequence;
+};
+
+struct launch_take {
+	struct launch_header header;
+	uint32_t egress;       // enum launch_egress
+	uint32_t vcpus;        // CPU limit: that many CPUs
+	uint64_t memory_bytes; // guest memory; the cgroup's limit is this and an allowance
+};
+
+struct launch_end {
+	struct launch_header header;
+	char vmm[LAUNCH_VMM_MAX];
+};
+
+struct launch_reply {
+	struct launch_header header; // of the request
+	int32_t result;              // 0 or a negative errno
+	uint32_t pid;
+	char vmm[LAUNCH_VMM_MAX]; // the slot's name
+	char text[LAUNCH_TEXT_MAX];
+};

@@ -1,0 +1,73 @@
+// The life of microVMs: run, suspend, resume, terminate, idle policy, maximum duration, adoption after a restart.
+//
+// Threads: functions marked [worker] block (VMM, agent, store) and must be called from a worker thread; those marked [any] may be
+// called from anywhere and return at once. Work is submitted with worker_submit(). Callbacks of [any] functions run on the libuv loop thread.
+//
+// States and transitions are those of the service (PENDING, RUNNING, SUSPENDING, SUSPENDED, TERMINATING, TERMINATED); each is committed to
+// the store before it is acted on or announced. Operations on one microVM are serialised.
+#pragma once
+
+#include "base/error.h"
+#include "store/store.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct engine; // src/stasisd/engine.h: store, configuration, loop, launcher connection, everything that there is once
+
+// Starts the module: reads living microVMs from the store, adopts those whose VMM lives, ends the others (reason in the record), removes
+// orphans. [worker]
+int microvms_start(struct engine *en, struct error *e);
+
+// Suspends every running microVM (graceful shutdown of the engine). [worker]
+void microvms_suspend_all(struct engine *en);
+
+struct microvm_run {
+	const char *account;
+	const struct store_image *image;
+	const struct store_version *version;
+	int64_t maximum_duration_s;
+	bool has_idle_policy;
+	int64_t max_idle_s, suspended_s;
+	bool auto_resume;
+	const char *run_hook_payload; // NULL: none
+	const char *config;           // JSON: what GetMicrovm echoes (connectors, role, …)
+};
+
+// Records a microVM as PENDING, fills *ret, and starts it on a worker: the call returns once it is recorded. [worker]
+int microvm_run(struct engine *en, const struct microvm_run *r, struct store_microvm *ret, struct error *e);
+
+// Idempotent, as the service's operations; errors are named with the API's exception names (struct error.name):
+// ResourceNotFoundException, ValidationException, ConflictException, InternalServerException. [worker]; they return when the new state is reached
+// (suspend, resume) or recorded (terminate: TERMINATING).
+int microvm_suspend(struct engine *en, const char *id, const char *reason, struct error *e);
+int microvm_resume(struct engine *en, const char *id, struct error *e);
+int microvm_terminate(struct engine *en, const char *id, const char *reason, struct error *e);
+
+// For the edge. ---------------------------------------------------------------------------------------------------------------
+
+// How to reach a microVM that is awake. Holding one keeps the microVM from being suspended in mid-request only by its activity count:
+// release it at the end of the request (or of the upgraded connection).
+struct microvm_route; // opaque, reference-counted
+
+enum microvm_open_result {
+	MICROVM_OPEN_OK,
+	MICROVM_OPEN_UNKNOWN, // no such endpoint: 403
+	MICROVM_OPEN_ASLEEP,  // suspended and not to be resumed by requests: 502
+	MICROVM_OPEN_GONE,    // TERMINATING or TERMINATED: 502
+	MICROVM_OPEN_FAILED,  // the resume failed: 502; the text says why
+};
+
+typedef void (*microvm_opened)(void *arg, enum microvm_open_result result, struct microvm_route *route, const char *why);
+
+// Finds the microVM behind an endpoint's UUID, wakes it when it sleeps and may be woken, and calls back on the loop thread (never from
+// within this call). Requests for a microVM that is PENDING, SUSPENDING or being resumed are held until that is over. [any]
+void microvm_open(struct engine *en, const char *endpoint, microvm_opened done, void *arg);
+
+const char *microvm_route_vsock(const struct microvm_route *r); // path of vsock.sock
+const char *microvm_route_id(const struct microvm_route *r);
+void microvm_route_active(struct microvm_route *r); // bytes crossed the endpoint now; cheap. [any]
+void microvm_route_release(struct microvm_route *r);
+
+// Looks up who an endpoint is without waking it, from memory. Returns false when unknown. [any]
+bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48], char state[STATE_TEXT]);

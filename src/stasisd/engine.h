@@ -1,0 +1,60 @@
+// What there is once in a running stasisd, handed to every module: configuration, store, loop, workers, launcher.
+#pragma once
+
+#include "base/error.h"
+#include "store/store.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+// The engine's configuration: one JSON object in the file given with --config. Members not given have the defaults named here.
+struct config {
+	char state_folder[256];  // "stateFolder": /var/lib/stasis
+	char run_folder[64];     // "runFolder": /run/stasis
+	char assets_folder[256]; // "assetsFolder": where vmlinuz, guest.initrd, system.ext4, builder.ext4, bases.ext4 lie
+	char api_listen[64];     // "apiListen": 127.0.0.1:7411
+	char s3_listen[64];      // "artifactsListen": 127.0.0.1:7412
+	char edge_listen[64];    // "edgeListen": 127.0.0.1:7443
+	char edge_domain[128];   // "edgeDomain": microvm.localhost
+	int edge_public_port;    // "edgePublicPort": 7443; 443 is left out of endpoint names
+	char region[32];         // "region": us-east-1
+	char account[13];        // "account": 000000000000
+	char key_id[129];        // "accessKeyId", "secretAccessKey": the first key, put into the store at every start
+	char key_secret[129];
+	char s3_endpoint[256]; // "s3Endpoint": empty: the built-in store. With "s3AccessKeyId", "s3SecretAccessKey", "s3Region"
+	char s3_key_id[129];
+	char s3_key_secret[129];
+	char s3_region[32];
+	double default_timeout_scale; // "defaultTimeoutScale": 1; multiplies hook time-outs that nobody set (the machine: 10)
+	char base_alias[512];         // "baseAliases": JSON object, FROM name → base image name
+	char default_base[32];        // "defaultBase": debian; what AWS's managed base name means
+	char nameservers[256];        // "nameservers": comma-separated; empty: those of /etc/resolv.conf
+	int64_t artifact_limit;       // "artifactLimitBytes": 1 GiB
+	int64_t image_disk_limit;     // "imageDiskBytes": 8 GiB
+	int64_t builder_memory_mib;   // "builderMemoryMib": 2048
+	int concurrent_builds;        // "concurrentBuilds": 1
+};
+
+int config_read(const char *path, struct config *ret, struct error *e);
+
+struct launcher; // src/microvms/launcher.h: the connection to stasis-launch
+
+struct engine {
+	struct config config;
+	struct store *store;
+	uv_loop_t *loop;
+	struct launcher *launcher;
+	struct microvms *microvms;   // src/microvms/
+	struct images *images;       // src/images/
+	struct edge *edge;           // src/edge/
+	struct api *api;             // src/api/
+	struct artifacts *artifacts; // src/store/artifacts.h
+	char version[32];
+};
+
+// Runs fn(arg) on a worker thread. Workers are made as needed, at most 512; more work queues. [any thread]
+int worker_submit(void (*fn)(void *arg), void *arg);
+
+// Runs fn(arg) on the loop thread, soon. [any thread]
+void loop_submit(struct engine *en, void (*fn)(void *arg), void *arg);

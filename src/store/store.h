@@ -1,0 +1,129 @@
+// The metadata store: accounts' keys, images, versions, builds, microVMs. SQLite behind; nothing outside src/store/ sees SQL.
+//
+// Every function that changes something has committed it durably when it returns 0. All are thread-safe (one connection behind a
+// mutex), may block on the disk, and are therefore called from worker threads, except where noted. Records are plain structs; strings
+// that may be long are heap-allocated and released by the record's *_clear(). -ENOENT: no such record; -EEXIST: the name is taken.
+#pragma once
+
+#include "base/error.h"
+#include "base/uuid.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define ARN_MAX 256
+#define NAME_MAX_BYTES 65
+#define VERSION_TEXT 16
+#define STATE_TEXT 20
+#define REASON_MAX 512
+
+struct store; // opaque
+
+int store_open(const char *folder, struct store **ret, struct error *e);
+void store_close(struct store *s);
+
+struct store_key {
+	char id[129];     // access key id
+	char secret[129]; // secret access key
+	char account[13];
+};
+int store_put_key(struct store *s, const struct store_key *k, struct error *e);
+int store_get_key(struct store *s, const char *id, struct store_key *ret, struct error *e); // cheap: cached in memory
+
+struct store_image {
+	char uuid[UUID_TEXT];
+	char account[13];
+	char name[NAME_MAX_BYTES];
+	char arn[ARN_MAX];
+	char state[STATE_TEXT];                   // CREATING, CREATED, CREATE_FAILED, UPDATING, …, DELETING
+	char latest_active_version[VERSION_TEXT]; // empty: none
+	char latest_failed_version[VERSION_TEXT];
+	int64_t created_ms, updated_ms; // since the epoch
+	char *tags;                     // JSON object
+};
+
+struct store_version {
+	char image_uuid[UUID_TEXT];
+	char version[VERSION_TEXT]; // "1.0"
+	char state[STATE_TEXT];     // PENDING, IN_PROGRESS, SUCCESSFUL, FAILED, DELETING
+	char status[STATE_TEXT];    // ACTIVE, INACTIVE
+	char state_reason[REASON_MAX];
+	int64_t created_ms, updated_ms;
+	char *config; // JSON object: the members of the create request, defaults filled in
+};
+
+struct store_build {
+	char build_id[UUID_TEXT];
+	char image_uuid[UUID_TEXT];
+	char version[VERSION_TEXT];
+	char state[STATE_TEXT]; // PENDING, IN_PROGRESS, SUCCESSFUL, FAILED
+	char architecture[16];  // X86_64
+	char state_reason[REASON_MAX];
+	int64_t created_ms, ended_ms;
+	int64_t memory_bytes, code_bytes, disk_bytes; // -1: unknown
+};
+
+struct store_microvm {
+	char id[48]; // "microvm-<uuid>"
+	char account[13];
+	char endpoint[UUID_TEXT]; // the endpoint's own UUID
+	char image_uuid[UUID_TEXT];
+	char image_arn[ARN_MAX];
+	char version[VERSION_TEXT];
+	char state[STATE_TEXT]; // PENDING, RUNNING, SUSPENDING, SUSPENDED, TERMINATING, TERMINATED
+	char state_reason[REASON_MAX];
+	int64_t started_ms, terminated_ms; // 0: not yet
+	int64_t maximum_duration_s;
+	bool has_idle_policy;
+	int64_t max_idle_s, suspended_s;
+	bool auto_resume;
+	int64_t suspended_at_ms; // 0: not suspended
+	char vmm[UUID_TEXT];     // the slot of stasis-launch that runs it; empty: none
+	char *config;            // JSON object: the members of the Run request, defaults filled in
+};
+
+void store_image_clear(struct store_image *r);
+void store_version_clear(struct store_version *r);
+void store_build_clear(struct store_build *r);
+void store_microvm_clear(struct store_microvm *r);
+
+int store_add_image(struct store *s, const struct store_image *image, const struct store_version *v, const struct store_build *b,
+		    struct error *e); // all three in one transaction; -EEXIST when the account has an image of that name
+int store_update_image(struct store *s, const struct store_image *r, struct error *e);
+int store_delete_image(struct store *s, const char *uuid, struct error *e); // with its versions and builds
+int store_get_image_by_arn(struct store *s, const char *arn, struct store_image *ret, struct error *e);
+int store_get_image(struct store *s, const char *uuid, struct store_image *ret, struct error *e);
+
+int store_update_version(struct store *s, const struct store_version *r, struct error *e);
+int store_get_version(struct store *s, const char *image_uuid, const char *version, struct store_version *ret, struct error *e);
+int store_update_build(struct store *s, const struct store_build *r, struct error *e);
+int store_get_build(struct store *s, const char *image_uuid, const char *version, const char *build_id, struct store_build *ret,
+		    struct error *e);
+
+// One transaction: what a build's end changes.
+int store_finish_build(struct store *s, const struct store_image *i, const struct store_version *v, const struct store_build *b,
+		       struct error *e);
+
+int store_add_microvm(struct store *s, const struct store_microvm *r, struct error *e);
+int store_update_microvm(struct store *s, const struct store_microvm *r, struct error *e); // state, reason, times, vmm
+int store_get_microvm(struct store *s, const char *id, struct store_microvm *ret, struct error *e);
+int store_get_microvm_by_endpoint(struct store *s, const char *endpoint, struct store_microvm *ret, struct error *e);
+
+// Lists, newest first, at most `limit` records after the position `after` (opaque text that an earlier call put into `next`; NULL or ""
+// starts). The callback gets each record, which stays the store's; return non-zero to stop. next is "" behind the last page.
+#define STORE_CURSOR_MAX 64
+int store_list_images(struct store *s, const char *account, const char *after, size_t limit,
+		      int (*each)(const struct store_image *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
+int store_list_versions(struct store *s, const char *image_uuid, const char *after, size_t limit,
+			int (*each)(const struct store_version *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
+int store_list_builds(struct store *s, const char *image_uuid, const char *version, const char *after, size_t limit,
+		      int (*each)(const struct store_build *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
+struct store_microvm_filter {
+	const char *account;   // NULL: all
+	const char *image_arn; // NULL: all
+	const char *version;   // NULL: all
+	bool living;           // only those not TERMINATED
+};
+int store_list_microvms(struct store *s, const struct store_microvm_filter *f, const char *after, size_t limit,
+			int (*each)(const struct store_microvm *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
