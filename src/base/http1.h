@@ -2,8 +2,9 @@
 //
 // The parser works on a buffer that the caller fills; it neither allocates nor copies, its results are slices of that buffer. It
 // accepts what RFC 9112 allows and refuses everything that two parsers could read differently: bare CR or LF, obs-fold, white space before a colon,
-// both Content-Length and Transfer-Encoding, differing or malformed Content-Length, a Transfer-Encoding whose last coding is not
-// chunked, NUL and other control characters, a request without exactly one Host (HTTP/1.1).
+// both Content-Length and Transfer-Encoding, repeated or malformed Content-Length, a Transfer-Encoding other than exactly `chunked`, one in
+// an HTTP/1.0 message, NUL and other control characters, a request without exactly one Host (HTTP/1.1), a target that is none of the four
+// forms of RFC 9112 section 3.2.
 #pragma once
 
 #include "base/error.h"
@@ -14,7 +15,9 @@
 #include <sys/types.h>
 
 #define HTTP_HEADERS_MAX 100
-#define HTTP_HEAD_MAX 32768 // bytes of one head, start line included
+#define HTTP_HEAD_MAX 32768          // bytes of one head, start line included
+#define HTTP_TRAILER_MAX 8192        // bytes of one trailer section
+#define HTTP_CHUNK_EXTENSION_MAX 256 // bytes of one chunk's extensions
 
 struct slice {
 	const char *data;
@@ -42,7 +45,9 @@ struct http_head {
 };
 
 // Parse one head at the start of `data`. Return the number of bytes it takes, 0 when it is not complete yet, or -EBADMSG (malformed),
-// -E2BIG (longer than HTTP_HEAD_MAX or more than HTTP_HEADERS_MAX headers) or -EPROTONOSUPPORT (not HTTP/1.0 or 1.1).
+// -E2BIG (longer than HTTP_HEAD_MAX or more than HTTP_HEADERS_MAX headers) or -EPROTONOSUPPORT (not HTTP/1.0 or 1.1). The result depends on
+// the bytes alone, not on how they were cut; a line is judged as soon as its LF is there, so a caller that gets bytes in small pieces need
+// only ask again when a piece had a LF in it or HTTP_HEAD_MAX is reached.
 ssize_t http_parse_request(const char *data, size_t size, struct http_head *ret, struct error *e);
 
 // `to_head`: the response answers a HEAD request and has no body.
@@ -67,6 +72,14 @@ struct http_body {
 
 void http_body_start(struct http_body *b, const struct http_head *h);
 
-// Looks at `size` bytes. Returns how many were consumed (0: more are needed first) or -EBADMSG; *ret is the slice of content among the
-// consumed ones (it may be empty). Sets b->done behind the last byte of the message, trailers included. Call again until all is consumed or done.
+// Looks at `size` bytes. Returns how many were consumed (0: more are needed first), -EBADMSG, or -E2BIG (trailers longer than
+// HTTP_TRAILER_MAX); *ret is the slice of content among the consumed ones (it may be empty). Sets b->done behind the last byte of the message,
+// trailers included. Call again until all is consumed or done. HTTP_BODY_UNTIL_CLOSE is never done: its end is that of the connection.
 ssize_t http_body_feed(struct http_body *b, const char *data, size_t size, struct slice *ret, struct error *e);
+
+// Whether what the next http_body_feed() consumes belongs to the trailer section: a feed never crosses its beginning. A caller that
+// wants the trailers keeps those bytes (at most HTTP_TRAILER_MAX) and parses them when b->done is set.
+bool http_body_in_trailers(const struct http_body *b);
+
+// Parses a whole trailer section, its empty line included. Returns the number of headers or a negative errno, as for heads.
+ssize_t http_parse_trailers(const char *data, size_t size, struct http_header *ret, size_t room, struct error *e);

@@ -34,16 +34,25 @@ struct config {
 	int64_t image_disk_limit;     // "imageDiskBytes": 8 GiB
 	int64_t builder_memory_mib;   // "builderMemoryMib": 2048
 	int concurrent_builds;        // "concurrentBuilds": 1
+	int64_t build_limit_s;        // "buildLimitSeconds": 3600; a build that takes longer fails
+	char log_level[8];            // "logLevel": info; debug, info, warn, error
 };
 
+// Reads and checks the file: unknown members, wrong types and values out of range are refused by name.
 int config_read(const char *path, struct config *ret, struct error *e);
+// The same from text; `name` stands for the file in messages.
+int config_parse(const char *text, size_t size, const char *name, struct config *ret, struct error *e);
 
-struct launcher; // src/microvms/launcher.h: the connection to stasis-launch
+struct launcher;   // src/microvms/launcher.h: the connection to stasis-launch
+struct watcher;    // src/microvms/watcher.h: the thread that waits for what VMMs, guests and stasis-launch say by themselves
+struct loop_queue; // src/stasisd/workers.c
 
 struct engine {
 	struct config config;
 	struct store *store;
 	uv_loop_t *loop;
+	struct loop_queue *queue;
+	struct watcher *watcher;
 	struct launcher *launcher;
 	struct microvms *microvms;   // src/microvms/
 	struct images *images;       // src/images/

@@ -127,3 +127,32 @@ struct store_microvm_filter {
 };
 int store_list_microvms(struct store *s, const struct store_microvm_filter *f, const char *after, size_t limit,
 			int (*each)(const struct store_microvm *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
+
+// Idempotency. A create or run request's clientToken lies in the record's config as "clientToken" (with "requestDigest", what the
+// API compares), so that the token is committed with what it made; the account and the token together are unique (-EEXIST on add).
+int store_get_microvm_by_token(struct store *s, const char *account, const char *token, struct store_microvm *ret, struct error *e);
+int store_get_version_by_token(struct store *s, const char *account, const char *token, struct store_version *ret, struct error *e);
+
+// Stages: how long each step of a build, run, suspend or resume took. The subject is a microVM's id, or "<image uuid>/<version>" for a
+// build. They are observations, not state: a stage survives a crash of the daemon at once, a power cut only from the next change on (so
+// that timing a launch costs no flush). The newest STORE_STAGES_MAX of a subject are kept. Listed oldest first; subject's stages go with
+// their image.
+#define STORE_STAGES_MAX 256
+struct store_stage {
+	char name[48];
+	int64_t started_ms;  // since the epoch
+	int64_t duration_us;
+	char detail[128];    // "" when there is nothing to say
+};
+int store_add_stage(struct store *s, const char *subject, const char *name, int64_t started_ms, int64_t duration_us, const char *detail,
+		    struct error *e);
+int store_list_stages(struct store *s, const char *subject, int (*each)(const struct store_stage *, void *), void *arg, struct error *e);
+
+// A secret of the engine: `size` random bytes, made at the first call under that name and the same ever after.
+int store_secret(struct store *s, const char *name, void *ret, size_t size, struct error *e);
+
+// How many there are, for the status of the engine.
+struct store_counts {
+	int64_t images, versions, microvms_pending, microvms_running, microvms_suspended, microvms_terminated, microvms_other;
+};
+int store_count(struct store *s, struct store_counts *ret, struct error *e);

@@ -29,7 +29,8 @@ enum vmm_request_kind {
 	VMM_RESTORE = 3,  // struct vmm_restore;  fds: state, memory layers (base first), console log, then per block as above
 	VMM_PAUSE = 4,    // no body
 	VMM_RESUME = 5,   // no body
-	VMM_SNAPSHOT = 6, // struct vmm_snapshot; fds: state (empty, writable), memory layer (empty, writable). The VM must be paused
+	VMM_SNAPSHOT = 6, // struct vmm_snapshot; fds: state (empty, writable), memory layer (empty, writable). The VM must be paused.
+			  // Flushes the disks too: they are durable when it is answered (state and memory layer are the caller's to sync)
 	VMM_STATS = 7,    // no body; reply is followed by struct vmm_stats
 	VMM_QUIT = 8,     // no body; answered, then the VMM flushes its disks and ends
 };
@@ -84,7 +85,8 @@ struct vmm_restore {
 	struct vmm_header header;
 	uint32_t flags;
 	uint32_t memory_layers;     // 1: the image's; 2: image's and this microVM's own
-	struct vmm_devices devices; // must match the state file, but for the descriptors, sizes of read-only blocks and console_limit
+	struct vmm_devices devices; // must match the state file, but for the descriptors, sizes of read-only blocks, console_limit, and
+				    // VMM_BLOCK_LAYERED: a disk that was written in place may come back as the base of a layer
 };
 
 enum vmm_snapshot_flags {

@@ -17,3 +17,8 @@ int loop_create(struct loop **ret, struct error *e);
 int loop_add(struct loop *l, int fd, uint32_t events, struct loop_handler *h);
 int loop_change(struct loop *l, int fd, uint32_t events, struct loop_handler *h);
 void loop_remove(struct loop *l, int fd);
+
+// Waits for events, at most `timeout_ms` (-1: for ever), and calls their handlers between lock(arg) and unlock(arg). A handler may remove
+// any descriptor, its own included. Returns the number of handlers called, 0 after a signal or the time-out, or a negative errno.
+int loop_run_once(struct loop *l, int timeout_ms, void (*lock)(void *arg), void (*unlock)(void *arg), void *arg);
+void loop_destroy(struct loop *l);

@@ -52,7 +52,7 @@ unsigned virtio_queue_count(const struct virtio_device *d);
 // resume follows. The device stays quiet (it serves nothing and injects nothing) until resume.
 int virtio_quiesce(struct virtio_device *d, struct error *e);
 void virtio_resume(struct virtio_device *d);
-int virtio_save(struct virtio_device *d, struct writer *w);                 // the device's section; -ENOSPC
+int virtio_save(struct virtio_device *d, struct writer *w);                  // the device's section; -ENOSPC
 int virtio_load(struct virtio_device *d, struct reader *r, struct error *e); // into a fresh device; everything checked; quiet afterwards
 
 // vsock only: the microVM that goes on is another one than was snapshotted (VMM_RESTORE_CLONE): open streams are reset towards the guest

@@ -1,0 +1,134 @@
+# shellcheck shell=bash
+# The kernel, Debian's own, unmodified, for microVMs and for the machine, and the initrds: one init program and the modules that it loads.
+# shellcheck disable=SC2154
+
+kernel_release_if_known() {
+	cat "$output/kernel.release" 2>/dev/null || true
+}
+
+make_kernel() {
+	local package release
+	package=$(APT_CONFIG=$apt/apt.conf apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*-amd64\).*/\1/p' | head -n 1)
+	[ -n "$package" ] || fail "Debian's package lists have no linux-image-amd64"
+	# The package alone: what it depends on makes initramfs images on an installed system.
+	download kernel "$package"
+	release=${package#linux-image-}
+	rm -rf "$work/kernel.new"
+	mkdir -p "$work/kernel.new"
+	dpkg-deb --fsys-tarfile "$(cat "$work/kernel.debs")" | tar -x -C "$work/kernel.new" --no-same-owner ./boot ./lib/modules
+	depmod -b "$work/kernel.new" "$release"
+	rm -rf "$work/kernel"
+	mv "$work/kernel.new" "$work/kernel"
+	echo "$release" >"$output/kernel.release.new"
+	mv "$output/kernel.release.new" "$output/kernel.release"
+	cp "$work/kernel/boot/vmlinuz-$release" "$output/vmlinuz.new"
+	mv "$output/vmlinuz.new" "$output/vmlinuz"
+}
+
+# resolve MODULES.TXT: the files (below lib/modules/<release>) of the listed modules and of all that they need, in loading order, one "file parameters" a
+# line. A name that the kernel has built in is left out; one that it does not know at all is an error.
+resolve() {
+	local release=$1 list=$2 tree=$3
+	awk -v list="$list" '
+		function canonical(name) {
+			gsub(/-/, "_", name)
+			return name
+		}
+		function name_of(file) {
+			sub(/.*\//, "", file)
+			sub(/\.ko.*/, "", file)
+			return canonical(file)
+		}
+		function add(file, parameters,    n, needs, i) {
+			if (file in done)
+				return
+			done[file] = 1
+			# Soft dependencies: crypto algorithms, which nobody could load by name in there.
+			n = split(soft[name_of(file)], needs, " ")
+			for (i = 1; i <= n; i++)
+				if (needs[i] in path)
+					add(path[needs[i]], "")
+				else if ((needs[i] "_generic") in path)
+					add(path[needs[i] "_generic"], "")
+			n = split(depends[file], needs, " ")
+			for (i = n; i >= 1; i--)
+				add(needs[i], "")
+			print file (parameters != "" ? " " parameters : "")
+		}
+		FILENAME ~ /modules\.dep$/ {
+			file = $1
+			sub(/:$/, "", file)
+			path[name_of(file)] = file
+			$1 = ""
+			depends[file] = $0
+			next
+		}
+		FILENAME ~ /modules\.builtin$/ {
+			builtin[name_of($1)] = 1
+			next
+		}
+		FILENAME ~ /modules\.softdep$/ && $1 == "softdep" {
+			kind = ""
+			for (i = 3; i <= NF; i++)
+				if ($i ~ /:$/)
+					kind = $i
+				else if (kind == "pre:")
+					soft[canonical($2)] = soft[canonical($2)] " " canonical($i)
+			next
+		}
+		FILENAME == list && $0 !~ /^[ \t]*(#|$)/ {
+			name = canonical($1)
+			$1 = ""
+			sub(/^ /, "")
+			if (name in path)
+				add(path[name], $0)
+			else if (!(name in builtin)) {
+				print "assets: error: " list ": the kernel has no module " name > "/dev/stderr"
+				exit 1
+			}
+		}' "$tree/modules.dep" "$tree/modules.builtin" "$tree/modules.softdep" "$list" ||
+		fail "cannot resolve the modules of $list for Linux $release"
+}
+
+# pack_initrd INIT MODULES.TXT numbered|listed FILE: an initial RAM file system with INIT as /init and the modules in /modules, in the order in which they
+# are to be loaded: NN-name.ko ("numbered"), or name.ko with their names and parameters in /modules/modules.txt ("listed").
+pack_initrd() {
+	local init=$1 list=$2 style=$3 file=$4 release modules tree n=0 from parameters name
+	release=$(cat "$output/kernel.release")
+	modules=$work/kernel/lib/modules/$release
+	[ -d "$modules" ] || make_kernel
+	tree=$work/initrd.tree
+	rm -rf "$tree"
+	mkdir -p "$tree/modules" "$tree/dev" "$tree/proc" "$tree/sys" "$tree/run" "$tree/root"
+	install -m 755 "$init" "$tree/init"
+	strip "$tree/init"
+	resolve "$release" "$list" "$modules" >"$work/initrd.modules"
+	while read -r from parameters; do
+		name=$(basename "$from" .ko)
+		if [ "$style" = numbered ]; then
+			name=$(printf '%02d-%s' "$n" "$name")
+		else
+			printf '%s\n' "$name${parameters:+ $parameters}" >>"$tree/modules/modules.txt"
+		fi
+		strip --strip-debug -o "$tree/modules/$name.ko" "$modules/$from"
+		n=$((n + 1))
+	done <"$work/initrd.modules"
+	find "$tree" -exec touch -h -d @1700000000 {} +
+	# The owner is root by what cpio writes, whoever owns the tree.
+	(cd "$tree" && find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc -R 0:0 --reproducible --quiet) | compress_initrd >"$file.new"
+	mv "$file.new" "$file"
+	rm -rf "$tree"
+}
+
+# Uncompressed: an emulated processor unpacks a compressed one more slowly than it copies.
+compress_initrd() {
+	cat
+}
+
+make_guest_initrd() {
+	pack_initrd "$(program stasis-init guest)" "$source/src/guest/modules.txt" numbered "$output/guest.initrd"
+}
+
+make_machine_initrd() {
+	pack_initrd "$(program stasis-machine-init machine)" "$source/src/machine/modules.txt" listed "$output/machine.initrd"
+}

@@ -1,0 +1,104 @@
+// One call of an operation: what the resources' files (image.c, microvm.c, …) work on. They read the labels, the query and the body, and end
+// either with call_answer() or with call_fail().
+#pragma once
+
+#include "api/server.h"
+#include "api/validate.h"
+#include "base/error.h"
+#include "base/json.h"
+#include "stasisd/engine.h"
+#include "store/store.h"
+
+#define CALL_LABELS_MAX 4
+
+struct call {
+	struct engine *en;
+	struct exchange *x;
+	struct store_key key;      // whose call it is
+	const char *operation;     // "GetMicrovm"
+	char *labels[CALL_LABELS_MAX]; // decoded, without NUL
+	size_t label_count;
+	struct slice query; // still encoded
+	json_t *body;       // an object; NULL when there is none
+};
+
+// Answers with a JSON object, whose reference it takes.
+void call_answer(struct call *c, int status, json_t *answer);
+// Answers with an error of the service: name in x-amzn-errortype, message in the body, modelled members null. Returns -1.
+int call_fail(struct call *c, int status, const char *name, const char *format, ...) __attribute__((format(printf, 4, 5)));
+// The same for an error that came from elsewhere: e->name is the exception's name, or none for an internal error (which is logged). Returns -1.
+int call_fail_with(struct call *c, const struct error *e);
+int call_not_found(struct call *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+// Checks the body against a shape; an absent body counts as {}. False: the call has failed, and is answered.
+bool call_check_body(struct call *c, const struct shape *shape);
+
+// Lists: maxResults and nextToken of the query.
+struct call_page {
+	size_t limit;
+	char after[STORE_CURSOR_MAX]; // where the store goes on
+};
+bool call_page(struct call *c, struct call_page *ret); // false: failed and answered
+// {"items": items, "nextToken": …}; takes the reference of items. `next` as the store gave it.
+void call_answer_page(struct call *c, json_t *items, const char *next);
+
+// A parameter of the query, decoded. NULL: absent (or malformed: then *failed is set and the call answered). The caller frees it.
+char *call_query(struct call *c, const char *name, bool *failed);
+
+// JSON as the service writes it.
+json_t *json_time(int64_t ms);           // seconds with milliseconds; null for 0
+json_t *json_text_or_null(const char *s); // null for ""
+// A copy of the member, or null.
+json_t *json_member_or_null(const json_t *o, const char *name);
+
+// The operations.
+void create_image(struct call *c);
+void get_image(struct call *c);
+void list_images(struct call *c);
+void delete_image(struct call *c);
+void get_version(struct call *c);
+void list_builds(struct call *c);
+void get_build(struct call *c);
+void run_microvm(struct call *c);
+void get_microvm(struct call *c);
+void list_microvms(struct call *c);
+void suspend_microvm(struct call *c);
+void resume_microvm(struct call *c);
+void terminate_microvm(struct call *c);
+void create_auth_token(struct call *c);
+void list_managed_images(struct call *c);
+
+// The operator's namespace, operator.c. Paths without an operation name; the health check and the certificate need no signature.
+void operator_health(struct call *c);
+void operator_certificate(struct call *c);
+void operator_status(struct call *c);
+void operator_build_log(struct call *c);
+void operator_build_stages(struct call *c);
+void operator_microvm_log(struct call *c);
+void operator_microvm_console(struct call *c);
+void operator_microvm_stages(struct call *c);
+void operator_shutdown(struct call *c);
+
+// Shared by the resources.
+// Finds the image that an ARN names and checks that it is the caller's. False: failed and answered.
+bool find_image(struct call *c, const char *arn, struct store_image *ret);
+bool find_version(struct call *c, const struct store_image *image, const char *version, struct store_version *ret);
+bool find_microvm(struct call *c, const char *id, struct store_microvm *ret);
+// "1" and "1.0" are the same version.
+void normalise_version(const char *text, char to[VERSION_TEXT]);
+// Whether the ARN names a base image of ours: its name as in base_images(), its version, and the text that is its ARN here.
+struct base_image;
+const struct base_image *find_base_image(struct engine *en, const char *arn, char canonical[ARN_MAX]);
+void managed_image_arn(struct engine *en, const char *name, char to[ARN_MAX]);
+// Managed connectors: checks each ARN of a list. False: failed and answered.
+enum connector_kind { CONNECTOR_INGRESS, CONNECTOR_EGRESS };
+bool check_connectors(struct call *c, const json_t *list, enum connector_kind kind);
+json_t *default_connector(struct call *c, const char *name); // a list of the one
+
+// Idempotent creation, idempotency.c: while held, no other call with the same client token runs.
+struct token_lock;
+struct token_lock *token_lock(const char *account, const char *token);
+void token_unlock(struct token_lock **l);
+#define cleanup_token_lock __attribute__((cleanup(token_unlock))) struct token_lock
+// A digest of the request without its token.
+void request_digest(const struct call *c, char to[static 65]);

@@ -1,0 +1,494 @@
+// restJson1: from an HTTP request to an operation and back. Routing by method and path, labels, signatures, bodies, errors, page tokens.
+//
+// Labels are percent-decoded segment by segment, so that ARNs may come encoded (as the SDKs send them) or raw, and an encoded slash stays
+// part of its label.
+#include "api/api_internal.h"
+
+#include "api/call.h"
+#include "api/sigv4.h"
+#include "base/base64.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <openssl/evp.h>
+#include <openssl/rand.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#define DEPTH_MAX 32       // of a request's JSON
+#define SEGMENTS_MAX 12    // of a path
+#define PAGE_DEFAULT 50
+#define PAGE_MAX 50
+
+// Answers ---------------------------------------------------------------------------------------------------------------------------
+
+static void send_json(struct call *c, int status, const json_t *answer) {
+	exchange_header(c->x, "content-type", "application/json");
+	exchange_header(c->x, "x-amzn-requestid", "%s", exchange_id(c->x));
+	cleanup_free char *text = json_dumps(answer, JSON_COMPACT | JSON_REAL_PRECISION(13));
+	if (text == NULL)
+		exchange_reply(c->x, 500, "{\"message\":null}", 16);
+	else
+		exchange_reply(c->x, status, text, strlen(text));
+}
+
+void call_answer(struct call *c, int status, json_t *answer) {
+	cleanup_json json_t *owned = answer;
+	send_json(c, status, owned);
+}
+
+static void send_error(struct call *c, int status, const char *name, const char *message) {
+	cleanup_json json_t *body = json_object();
+	// A message may quote what a stranger sent, cut somewhere: then it is better missing than not JSON.
+	json_t *text = json_string(message);
+	json_object_set_new(body, "message", text == NULL ? json_null() : text);
+	if (status == 404 || status == 409 || status == 402) {
+		json_object_set_new(body, "resourceType", json_null());
+		json_object_set_new(body, "resourceId", json_null());
+	}
+	if (status == 402 || status == 429) {
+		json_object_set_new(body, "serviceCode", json_null());
+		json_object_set_new(body, "quotaCode", json_null());
+	}
+	exchange_header(c->x, "x-amzn-errortype", "%s", name);
+	log_info("api.refused", LOG_S("operation", c->operation), LOG_S("error", name), LOG_S("message", message), LOG_S("requestId", exchange_id(c->x)));
+	send_json(c, status, body);
+}
+
+int call_fail(struct call *c, int status, const char *name, const char *format, ...) {
+	cleanup_free char *message = NULL;
+	va_list ap;
+	va_start(ap, format);
+	if (vasprintf(&message, format, ap) < 0)
+		message = NULL;
+	va_end(ap);
+	send_error(c, status, name, message == NULL ? "" : message);
+	return -1;
+}
+
+int call_not_found(struct call *c, const char *format, ...) {
+	cleanup_free char *message = NULL;
+	va_list ap;
+	va_start(ap, format);
+	if (vasprintf(&message, format, ap) < 0)
+		message = NULL;
+	va_end(ap);
+	send_error(c, 404, "ResourceNotFoundException", message == NULL ? "" : message);
+	return -1;
+}
+
+int call_fail_with(struct call *c, const struct error *e) {
+	static const struct {
+		const char *name;
+		int status;
+	} known[] = {
+		{"ValidationException", 400},
+		{"AccessDeniedException", 403},
+		{"ResourceNotFoundException", 404},
+		{"ConflictException", 409},
+		{"ServiceQuotaExceededException", 402},
+		{"ThrottlingException", 429},
+		{"InsufficientCapacityException", 500},
+	};
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+		if (strcmp(known[i].name, e->name) == 0)
+			return call_fail(c, known[i].status, e->name, "%s", e->message);
+	log_error("api.failed", LOG_S("operation", c->operation), LOG_S("message", e->message), LOG_S("requestId", exchange_id(c->x)));
+	return call_fail(c, 500, "InternalServerException", "%s", e->message);
+}
+
+json_t *json_time(int64_t ms) {
+	return ms == 0 ? json_null() : json_real((double)ms / 1000.0);
+}
+
+json_t *json_text_or_null(const char *s) {
+	json_t *text = s[0] == '\0' ? NULL : json_string(s);
+	return text == NULL ? json_null() : text;
+}
+
+json_t *json_member_or_null(const json_t *o, const char *name) {
+	json_t *v = json_object_get(o, name);
+	return v == NULL ? json_null() : json_incref(v);
+}
+
+// Bodies and queries ------------------------------------------------------------------------------------------------------------------
+
+bool call_check_body(struct call *c, const struct shape *shape) {
+	char message[128];
+	if (c->body == NULL && (c->body = json_object()) == NULL) {
+		call_fail(c, 500, "InternalServerException", "out of memory");
+		return false;
+	}
+	if (!shape_types_match(shape, c->body, message)) {
+		call_fail(c, 400, "SerializationException", "%s", message);
+		return false;
+	}
+	struct violations v = {.count = 0};
+	shape_check(shape, c->body, "", &v);
+	if (v.count > 0) {
+		cleanup_free char *all = violations_message(&v);
+		call_fail(c, 400, "ValidationException", "%s", all == NULL ? "" : all);
+	}
+	free(v.text.data);
+	return v.count == 0;
+}
+
+char *call_query(struct call *c, const char *name, bool *failed) {
+	char *value = NULL;
+	int r = query_find(c->query, name, &value);
+	*failed = r < 0;
+	if (r < 0)
+		call_fail(c, 400, "ValidationException", "The query parameter '%s' cannot be read: its percent-encoding is wrong", name);
+	return r == 1 ? value : NULL;
+}
+
+// Page tokens -------------------------------------------------------------------------------------------------------------------------
+//
+// base64url of nonce, ciphertext and tag (AES-256-GCM) of the store's cursor, bound to account, operation, path and the parameters other
+// than maxResults and nextToken, so that a token is of use for the same list only and cannot be made up.
+
+#define NONCE 12
+#define TAG 16
+
+static void token_context(const struct call *c, struct text *to) {
+	static const char *const parameters[] = {"nameFilter", "imageIdentifier", "imageVersion", "architecture", "chipset", "chipsetGeneration"};
+	text_format(to, "%s %s", c->key.account, c->operation);
+	for (size_t i = 0; i < c->label_count; i++)
+		text_format(to, "\n%s", c->labels[i]);
+	for (size_t i = 0; i < sizeof(parameters) / sizeof(parameters[0]); i++) {
+		char *value = NULL;
+		if (query_find(c->query, parameters[i], &value) == 1)
+			text_format(to, "\n%s=%s", parameters[i], value);
+		free(value);
+	}
+}
+
+static char *seal_token(const struct call *c, const char *cursor) {
+	unsigned char key[32], sealed[NONCE + STORE_CURSOR_MAX + TAG];
+	int n = 0, size = (int)strlen(cursor);
+	cleanup_text context = {0};
+	token_context(c, &context);
+	EVP_CIPHER_CTX *gcm = EVP_CIPHER_CTX_new();
+	bool fine = gcm != NULL && !context.bad && store_secret(c->en->store, "page tokens", key, sizeof(key), NULL) == 0 &&
+		    RAND_bytes(sealed, NONCE) == 1 && EVP_EncryptInit_ex(gcm, EVP_aes_256_gcm(), NULL, key, sealed) == 1 &&
+		    EVP_EncryptUpdate(gcm, NULL, &n, (const unsigned char *)context.data, (int)context.size) == 1 &&
+		    EVP_EncryptUpdate(gcm, sealed + NONCE, &n, (const unsigned char *)cursor, size) == 1 &&
+		    EVP_EncryptFinal_ex(gcm, sealed + NONCE + size, &n) == 1 && EVP_CIPHER_CTX_ctrl(gcm, EVP_CTRL_AEAD_GET_TAG, TAG, sealed + NONCE + size) == 1;
+	EVP_CIPHER_CTX_free(gcm);
+	char *text = fine ? malloc(BASE64_ROOM(sizeof(sealed))) : NULL;
+	if (text != NULL)
+		base64url_encode(text, sealed, (size_t)(NONCE + size + TAG));
+	return text;
+}
+
+static bool open_token(const struct call *c, const char *token, char cursor[STORE_CURSOR_MAX]) {
+	unsigned char key[32], sealed[NONCE + STORE_CURSOR_MAX + TAG];
+	ssize_t size = base64url_decode(sealed, sizeof(sealed), token, strlen(token));
+	int n = 0, text = (int)size - NONCE - TAG;
+	if (size < 0 || text <= 0 || text >= STORE_CURSOR_MAX)
+		return false;
+	cleanup_text context = {0};
+	token_context(c, &context);
+	EVP_CIPHER_CTX *gcm = EVP_CIPHER_CTX_new();
+	bool fine = gcm != NULL && !context.bad && store_secret(c->en->store, "page tokens", key, sizeof(key), NULL) == 0 &&
+		    EVP_DecryptInit_ex(gcm, EVP_aes_256_gcm(), NULL, key, sealed) == 1 &&
+		    EVP_DecryptUpdate(gcm, NULL, &n, (const unsigned char *)context.data, (int)context.size) == 1 &&
+		    EVP_DecryptUpdate(gcm, (unsigned char *)cursor, &n, sealed + NONCE, text) == 1 &&
+		    EVP_CIPHER_CTX_ctrl(gcm, EVP_CTRL_AEAD_SET_TAG, TAG, sealed + NONCE + text) == 1 &&
+		    EVP_DecryptFinal_ex(gcm, (unsigned char *)cursor + text, &n) == 1;
+	EVP_CIPHER_CTX_free(gcm);
+	cursor[fine ? text : 0] = '\0';
+	return fine;
+}
+
+static bool page_limit(struct call *c, const char *text, size_t *ret) {
+	if (text == NULL) {
+		*ret = PAGE_DEFAULT;
+		return true;
+	}
+	char *end;
+	errno = 0;
+	long value = strtol(text, &end, 10);
+	if (text[0] == '\0' || *end != '\0' || errno != 0) {
+		call_fail(c, 400, "SerializationException", "STRING_VALUE can not be converted to an Integer");
+		return false;
+	}
+	if (value < 1 || value > PAGE_MAX) {
+		struct violations v = {.count = 0};
+		violation_add(&v, text, "maxResults", "have value %s than or equal to %d", value < 1 ? "greater" : "less", value < 1 ? 1 : PAGE_MAX);
+		cleanup_free char *message = violations_message(&v);
+		free(v.text.data);
+		call_fail(c, 400, "ValidationException", "%s", message == NULL ? "" : message);
+		return false;
+	}
+	*ret = (size_t)value;
+	return true;
+}
+
+bool call_page(struct call *c, struct call_page *ret) {
+	bool failed = false;
+	*ret = (struct call_page){.limit = 0};
+	cleanup_free char *limit = call_query(c, "maxResults", &failed);
+	if (failed || !page_limit(c, limit, &ret->limit))
+		return false;
+	cleanup_free char *token = call_query(c, "nextToken", &failed);
+	if (failed)
+		return false;
+	if (token != NULL && token[0] != '\0' && !open_token(c, token, ret->after)) {
+		call_fail(c, 400, "ValidationException", "Invalid nextToken: it must come from the same list with the same parameters");
+		return false;
+	}
+	return true;
+}
+
+void call_answer_page(struct call *c, json_t *items, const char *next) {
+	json_t *answer = json_object();
+	json_object_set_new(answer, "items", items);
+	cleanup_free char *token = next[0] == '\0' ? NULL : seal_token(c, next);
+	if (next[0] != '\0' && token == NULL) {
+		json_decref(answer);
+		call_fail(c, 500, "InternalServerException", "no page token could be made");
+		return;
+	}
+	json_object_set_new(answer, "nextToken", token == NULL ? json_null() : json_string(token));
+	call_answer(c, 200, answer);
+}
+
+// Routing -----------------------------------------------------------------------------------------------------------------------------
+
+struct route {
+	const char *method, *path; // {} is a label
+	const char *operation;
+	void (*run)(struct call *c);
+	bool open; // needs no signature
+};
+
+#define IMAGES "/2025-09-09/microvm-images"
+#define MICROVMS "/2025-09-09/microvms"
+
+static const struct route routes[] = {
+	{"POST", IMAGES, "CreateMicrovmImage", create_image, false},
+	{"GET", IMAGES, "ListMicrovmImages", list_images, false},
+	{"GET", IMAGES "/{}", "GetMicrovmImage", get_image, false},
+	{"DELETE", IMAGES "/{}", "DeleteMicrovmImage", delete_image, false},
+	{"GET", IMAGES "/{}/versions/{}", "GetMicrovmImageVersion", get_version, false},
+	{"GET", IMAGES "/{}/versions/{}/builds", "ListMicrovmImageBuilds", list_builds, false},
+	{"GET", IMAGES "/{}/versions/{}/builds/{}", "GetMicrovmImageBuild", get_build, false},
+	{"GET", "/2025-09-09/managed-microvm-images", "ListManagedMicrovmImages", list_managed_images, false},
+	{"POST", MICROVMS, "RunMicrovm", run_microvm, false},
+	{"GET", MICROVMS, "ListMicrovms", list_microvms, false},
+	{"GET", MICROVMS "/{}", "GetMicrovm", get_microvm, false},
+	{"POST", MICROVMS "/{}/suspend", "SuspendMicrovm", suspend_microvm, false},
+	{"POST", MICROVMS "/{}/resume", "ResumeMicrovm", resume_microvm, false},
+	{"DELETE", MICROVMS "/{}", "TerminateMicrovm", terminate_microvm, false},
+	{"POST", MICROVMS "/{}/auth-token", "CreateMicrovmAuthToken", create_auth_token, false},
+	{"GET", "/_stasis/health", "health", operator_health, true},
+	{"GET", "/_stasis/ca.pem", "ca.pem", operator_certificate, true},
+	{"GET", "/_stasis/status", "status", operator_status, false},
+	{"GET", "/_stasis/images/{}/versions/{}/log", "build log", operator_build_log, false},
+	{"GET", "/_stasis/images/{}/versions/{}/stages", "build stages", operator_build_stages, false},
+	{"GET", "/_stasis/microvms/{}/log", "log", operator_microvm_log, false},
+	{"GET", "/_stasis/microvms/{}/console", "console", operator_microvm_console, false},
+	{"GET", "/_stasis/microvms/{}/stages", "stages", operator_microvm_stages, false},
+	{"POST", "/_stasis/shutdown", "shutdown", operator_shutdown, false},
+};
+
+struct segments {
+	struct slice at[SEGMENTS_MAX];
+	size_t count;
+};
+
+static bool split_path(struct slice path, struct segments *ret) {
+	ret->count = 0;
+	if (path.size == 0 || path.data[0] != '/')
+		return false;
+	const char *at = path.data + 1, *end = path.data + path.size;
+	for (;;) {
+		const char *slash = memchr(at, '/', (size_t)(end - at));
+		if (ret->count == SEGMENTS_MAX)
+			return false;
+		ret->at[ret->count++] = (struct slice){at, (size_t)((slash == NULL ? end : slash) - at)};
+		if (slash == NULL)
+			return true;
+		at = slash + 1;
+	}
+}
+
+static bool path_matches(const char *pattern, const struct segments *s) {
+	size_t i = 0;
+	for (const char *p = pattern; *p == '/'; i++) {
+		size_t n = strcspn(p + 1, "/");
+		if (i == s->count)
+			return false;
+		bool label = n == 2 && p[1] == '{';
+		if (label ? s->at[i].size == 0 : s->at[i].size != n || memcmp(s->at[i].data, p + 1, n) != 0)
+			return false;
+		p += 1 + n;
+	}
+	return i == s->count;
+}
+
+static const struct route *find_route(struct slice method, const struct segments *s) {
+	for (size_t i = 0; i < sizeof(routes) / sizeof(routes[0]); i++)
+		if (slice_equals(method, routes[i].method) && path_matches(routes[i].path, s))
+			return &routes[i];
+	return NULL;
+}
+
+static bool take_labels(struct call *c, const char *pattern, const struct segments *s) {
+	size_t i = 0;
+	for (const char *p = pattern; *p == '/'; i++) {
+		size_t n = strcspn(p + 1, "/");
+		if (n == 2 && p[1] == '{') {
+			char *label = malloc(s->at[i].size + 1);
+			if (label == NULL)
+				return false;
+			c->labels[c->label_count++] = label;
+			ssize_t size = percent_decode(s->at[i].data, s->at[i].size, label);
+			if (size < 0 || memchr(label, '\0', (size_t)size) != NULL)
+				return false;
+			label[size] = '\0';
+		}
+		p += 1 + n;
+	}
+	return true;
+}
+
+// Bounds the nesting before the parser sees it: the parser recurses.
+static bool is_shallow(struct slice body) {
+	int depth = 0;
+	bool string = false;
+	for (size_t i = 0; i < body.size; i++) {
+		char ch = body.data[i];
+		if (string) {
+			if (ch == '\\')
+				i++;
+			else if (ch == '"')
+				string = false;
+		} else if (ch == '"') {
+			string = true;
+		} else if (ch == '{' || ch == '[') {
+			if (++depth > DEPTH_MAX)
+				return false;
+		} else if (ch == '}' || ch == ']') {
+			depth--;
+		}
+	}
+	return true;
+}
+
+bool api_parse_body(struct slice body, json_t **ret, const char **why) {
+	*ret = NULL;
+	if (body.size == 0)
+		return true;
+	*why = "The request body is nested too deeply";
+	if (!is_shallow(body))
+		return false;
+	*why = "The request body could not be parsed as JSON";
+	json_error_t error;
+	*ret = json_loadb(body.data, body.size, JSON_REJECT_DUPLICATES, &error);
+	if (*ret == NULL)
+		return false;
+	*why = "Expected a JSON object as the request body";
+	if (json_is_object(*ret))
+		return true;
+	json_decref(*ret);
+	*ret = NULL;
+	return false;
+}
+
+// Signatures --------------------------------------------------------------------------------------------------------------------------
+
+static void fail_signature(struct call *c, enum sigv4_verdict v, const struct error *e) {
+	switch (v) {
+	case SIGV4_MISSING:
+		call_fail(c, 403, "MissingAuthenticationTokenException", "Missing Authentication Token");
+		return;
+	case SIGV4_MALFORMED:
+		call_fail(c, 403, "IncompleteSignatureException", "%s", e->message);
+		return;
+	default:
+		call_fail(c, 403, "InvalidSignatureException", "%s", e->message);
+	}
+}
+
+static bool authenticate(struct call *c, const struct http_head *h, struct slice body) {
+	struct sigv4 s;
+	struct error e = {0};
+	enum sigv4_verdict v = sigv4_parse(h, "lambda", &s, &e);
+	if (v != SIGV4_FINE) {
+		fail_signature(c, v, &e);
+		return false;
+	}
+	if (store_get_key(c->en->store, s.key_id, &c->key, NULL) < 0) {
+		call_fail(c, 403, "UnrecognizedClientException", "The security token included in the request is invalid.");
+		return false;
+	}
+	char digest[SIGV4_HEX];
+	sha256_hex(body.data, body.size, digest);
+	v = sigv4_check(&s, h, c->key.secret, digest, (int64_t)(realtime_ms() / 1000), &e);
+	const struct http_header *stated = http_find(h, "x-amz-content-sha256");
+	if (v == SIGV4_FINE && stated != NULL && !slice_equals(stated->value, digest)) {
+		error_set(&e, -EACCES, "The value of X-Amz-Content-Sha256 does not match the body; this service takes no unsigned bodies");
+		v = SIGV4_MISMATCH;
+	}
+	memset(c->key.secret, 0, sizeof(c->key.secret));
+	if (v != SIGV4_FINE)
+		fail_signature(c, v, &e);
+	return v == SIGV4_FINE;
+}
+
+static void run_call(struct call *c, const struct http_head *h) {
+	struct slice path, body = exchange_body(c->x);
+	struct segments segments;
+	target_split(h->target, &path, &c->query);
+	const struct route *route = split_path(path, &segments) ? find_route(h->method, &segments) : NULL;
+	if (route != NULL)
+		c->operation = route->operation;
+	if ((route == NULL || !route->open) && !authenticate(c, h, body))
+		return;
+	if (route == NULL) {
+		call_fail(c, 404, "UnknownOperationException", "Stasis knows no operation %.*s %.*s", (int)(h->method.size < 16 ? h->method.size : 16),
+			  h->method.data, (int)(path.size < 300 ? path.size : 300), path.data);
+		return;
+	}
+	if (!take_labels(c, route->path, &segments)) {
+		call_fail(c, 400, "ValidationException", "The path cannot be read: its percent-encoding is wrong");
+		return;
+	}
+	const char *why = NULL;
+	if (!api_parse_body(body, &c->body, &why)) {
+		call_fail(c, 400, "SerializationException", "%s", why);
+		return;
+	}
+	route->run(c);
+}
+
+void api_handle(struct exchange *x, void *arg) {
+	struct call c = {.en = arg, .x = x, .operation = "?"};
+	uint64_t started = monotonic_ns();
+	run_call(&c, exchange_head(x));
+	for (size_t i = 0; i < c.label_count; i++)
+		free(c.labels[i]);
+	json_decref(c.body);
+	log_debug("api.call", LOG_S("operation", c.operation), LOG_S("account", c.key.account), LOG_S("requestId", exchange_id(x)),
+		  LOG_U("us", (monotonic_ns() - started) / 1000));
+}
+
+const char *api_refusal(int status, const char **type) {
+	*type = "application/json";
+	switch (status) {
+	case 413:
+		return "{\"message\":\"The request body is larger than this service takes\"}";
+	case 431:
+		return "{\"message\":\"The request's head is larger than this service takes\"}";
+	case 503:
+		return "{\"message\":\"The service is busy: try again\"}";
+	case 505:
+		return "{\"message\":\"Only HTTP/1.0 and HTTP/1.1 are spoken here\"}";
+	default:
+		return "{\"message\":\"The request is malformed\"}";
+	}
+}

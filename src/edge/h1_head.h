@@ -1,0 +1,38 @@
+// HTTP/1.1 heads as a proxy rewrites them: pure functions over parsed heads.
+//
+// Hop-by-hop headers (RFC 9110 section 7.6.1) go, framing is written anew from what was understood, and nothing that the parser did not
+// understand reaches the other side.
+#pragma once
+
+#include "base/http1.h"
+#include "base/wire.h"
+#include "edge/gate.h"
+
+#define H1_HEAD_ADDED_MAX 512 // bytes that a rewritten head may have more than the original
+
+// Collects what the gate wants to know. False when the request names two authorities.
+bool h1_gate_request(const struct http_head *h, struct gate_request *ret);
+
+// Whether the request asks for another protocol and may: not for another version of HTTP, which would smuggle requests past the gate, and
+// not with a body.
+bool h1_may_upgrade(const struct http_head *h);
+
+// Methods that may be sent again when nothing is known of the first time (RFC 9110 section 9.2.2).
+bool h1_is_idempotent(struct slice method);
+
+// The head for the application.
+void h1_write_request(struct writer *w, const struct http_head *h, const char *request_id);
+
+enum h1_framing { H1_FRAMING_NONE, H1_FRAMING_LENGTH, H1_FRAMING_CHUNKED, H1_FRAMING_CLOSE };
+
+// The head for the client. `framing` is how the body is going to be sent; NONE: as the original says about a body that does not follow
+// (HEAD, 304). `keep`: the connection stays; `old_client`: it speaks HTTP/1.0.
+void h1_write_response(struct writer *w, const struct http_head *h, enum h1_framing framing, bool keep, bool old_client);
+// A 1xx response, 101 included.
+void h1_write_interim(struct writer *w, const struct http_head *h);
+
+// An answer of the edge's own. An empty text gives an empty body.
+void h1_write_answer(struct writer *w, int status, const char *text, bool to_head, bool keep, int64_t now_s);
+
+// The trailer section without what may not be in it (framing, routing, authentication), and its empty line.
+void h1_write_trailers(struct writer *w, const struct http_header *headers, size_t count);

@@ -1,0 +1,810 @@
+// HTTP/1.1 with a client: one request after the other, each checked, held until its microVM is awake, and exchanged with the application.
+//
+// The session is a machine that run() pushes as far as it goes. A request's head stays in the connection's buffer, and is parsed again
+// when it is needed, until the request can no longer be sent a second time: until the first byte of its body is sent or the first byte of
+// its response has come. Bytes wait in at most one buffer here (`out`, plain bytes for the client); whatever does not fit stays with the
+// upstream or the connection, which then stop reading.
+#include "edge/h1_session.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "edge/connection.h"
+#include "edge/gate.h"
+#include "edge/h1_head.h"
+#include "edge/upstream.h"
+#include "microvms/microvms.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ROOM_MIN 1024     // less room than that is not worth a step
+#define CHUNK_FRAMING 32  // size line and CR LF of a chunk
+#define HELD_GONE_MS 1000 // a client that ends its side while its request is held
+
+enum h1_state {
+	H1_READ,     // waiting for a head
+	H1_HELD,     // waiting for microvm_open()
+	H1_OPENED,   // it has answered
+	H1_CONNECT,  // reaching the application
+	H1_EXCHANGE, // request and response under way
+	H1_TUNNEL,   // another protocol
+	H1_ANSWERED, // an answer of our own is being sent
+};
+
+enum response_phase { RESPONSE_HEAD, RESPONSE_BODY, RESPONSE_DONE };
+
+struct h1 {
+	struct connection *c; // NULL: gone, and only microvm_open()'s callback is awaited
+	enum h1_state state;
+	struct buffer out; // plain bytes for the client
+	size_t scanned;    // bytes of the head that have no LF among them, or were judged
+
+	// The request.
+	bool active; // one is under way
+	bool to_head, idempotent, keep, old_client, may_upgrade, expects, body_began, request_done;
+	size_t head_size;        // bytes of its head in c->in; 0: consumed
+	size_t request_trailers; // bytes of its trailer section in c->in
+	bool chunked;
+	struct http_body request_body;
+
+	// The way to the application.
+	bool opening;
+	enum microvm_open_result open_result;
+	struct microvm_route *route;
+	struct upstream *upstream;
+	bool retried;
+	struct gate_verdict gate;
+
+	// The response.
+	enum response_phase response;
+	enum h1_framing framing;
+	bool upstream_keep;
+	unsigned interims;
+	size_t response_trailers; // bytes of its trailer section in upstream->in
+	struct http_body response_body;
+
+	// What the log says.
+	char method[16];
+	char why[96];
+	int status;
+	uint64_t bytes_in, bytes_out, started_ms, open_ms, held_ms;
+};
+
+static struct edge *edge_of(struct h1 *s) {
+	return s->c->edge;
+}
+
+// Requests begin and end. -----------------------------------------------------------------------------------------------------
+
+static void log_request(struct h1 *s) {
+	log_info("edge.request", LOG_S("microvmId", s->gate.microvm), LOG_S("method", s->method), LOG_U("status", s->status),
+		 LOG_U("bytesIn", s->bytes_in), LOG_U("bytesOut", s->bytes_out), LOG_U("ms", monotonic_ms() - s->started_ms),
+		 LOG_U("heldMs", s->held_ms), LOG_S("why", s->why));
+}
+
+static void let_upstream_go(struct h1 *s, bool keep) {
+	if (s->upstream == NULL)
+		return;
+	if (keep)
+		upstream_keep(s->upstream);
+	else
+		upstream_close(s->upstream);
+	s->upstream = NULL;
+}
+
+// Forgets the request; what it held is free again.
+static void end_request(struct h1 *s, bool keep_upstream) {
+	if (s->active)
+		log_request(s);
+	let_upstream_go(s, keep_upstream);
+	if (s->route != NULL)
+		microvm_route_release(s->route);
+	*s = (struct h1){.c = s->c, .out = s->out, .opening = s->opening};
+}
+
+static void next_request(struct h1 *s, bool keep_upstream) {
+	end_request(s, keep_upstream);
+	connection_set_idle(s->c, true);
+	connection_set_deadline(s->c, EDGE_KEEP_ALIVE_MS);
+}
+
+static void active(struct h1 *s) {
+	microvm_route_active(s->route);
+	// A client that has ended its side, or whose request outlasts its response, is given up only when nothing moves any more.
+	if (s->c->eof || s->response == RESPONSE_DONE)
+		connection_set_deadline(s->c, EDGE_GONE_MS);
+}
+
+// Sends what is in `out`. True when all of it is gone.
+static bool drain(struct h1 *s) {
+	while (buffer_used(&s->out) > 0) {
+		size_t n = connection_write(s->c, buffer_bytes(&s->out), buffer_used(&s->out));
+		if (n == 0)
+			return false;
+		buffer_consume(&edge_of(s)->buffers, &s->out, n);
+	}
+	return true;
+}
+
+static void give_up(struct h1 *s, const char *why) {
+	if (s->why[0] == '\0')
+		snprintf(s->why, sizeof(s->why), "%s", why);
+	if (s->status == 0)
+		s->status = 499;
+	// What has come so far is the client's, as far as it goes.
+	drain(s);
+	connection_abort(s->c);
+}
+
+static void forget_head(struct h1 *s) {
+	if (s->head_size > 0)
+		connection_consume(s->c, s->head_size);
+	s->head_size = 0;
+}
+
+// Puts an answer of our own into `out`, in place of a response.
+static void answer(struct h1 *s, int status, const char *text) {
+	if (s->response != RESPONSE_HEAD || !buffer_want(&edge_of(s)->buffers, &s->out, BUFFER_SMALL)) {
+		give_up(s, "the response was cut off");
+		return;
+	}
+	buffer_compact(&s->out);
+	s->status = status;
+	s->keep = s->keep && s->request_done;
+	s->state = H1_ANSWERED;
+	struct writer w = writer_over(s->out.data + s->out.end, buffer_room(&s->out));
+	h1_write_answer(&w, status, text, s->to_head, s->keep, (int64_t)(realtime_ms() / 1000));
+	if (w.bad) {
+		give_up(s, "no room for an answer");
+		return;
+	}
+	s->out.end = s->out.capacity - (uint32_t)w.left;
+	forget_head(s);
+	let_upstream_go(s, false);
+	connection_set_deadline(s->c, 0);
+}
+
+static void bad_gateway(struct h1 *s, const char *why) {
+	if (s->why[0] == '\0')
+		snprintf(s->why, sizeof(s->why), "%s", why);
+	answer(s, 502, "");
+}
+
+// The head. -------------------------------------------------------------------------------------------------------------------
+
+static void opened(void *arg, enum microvm_open_result result, struct microvm_route *route, const char *why) {
+	struct h1 *s = arg;
+	s->opening = false;
+	if (s->c == NULL) {
+		if (route != NULL)
+			microvm_route_release(route);
+		free(s);
+		return;
+	}
+	s->route = route;
+	s->open_result = result;
+	s->held_ms = monotonic_ms() - s->open_ms;
+	if (result != MICROVM_OPEN_OK)
+		snprintf(s->why, sizeof(s->why), "%s", why != NULL ? why : "");
+	s->state = H1_OPENED;
+	connection_pump(s->c);
+}
+
+static void judge_request(struct h1 *s, const struct http_head *h) {
+	s->to_head = slice_equals(h->method, "HEAD");
+	s->idempotent = h1_is_idempotent(h->method);
+	s->keep = h->keep_alive;
+	s->old_client = h->minor_version == 0;
+	s->may_upgrade = h1_may_upgrade(h);
+	s->expects = h->expect_continue;
+	s->chunked = h->body == HTTP_BODY_CHUNKED;
+	http_body_start(&s->request_body, h);
+	s->request_done = s->request_body.done;
+	snprintf(s->method, sizeof(s->method), "%.*s", (int)(h->method.size < 15 ? h->method.size : 15), h->method.data);
+}
+
+static void begin_request(struct h1 *s, const struct http_head *h) {
+	judge_request(s, h);
+	struct gate_request shown;
+	if (!h1_gate_request(h, &shown) || slice_equals(h->method, "CONNECT")) {
+		answer(s, 400, "Bad request");
+		return;
+	}
+	gate_decide(edge_of(s), &shown, &s->gate);
+	if (s->gate.status != 0) {
+		answer(s, s->gate.status, s->gate.text);
+		return;
+	}
+	connection_set_idle(s->c, false);
+	s->state = H1_HELD;
+	s->opening = true;
+	s->c->watch_peer = true;
+	s->open_ms = monotonic_ms();
+	connection_set_deadline(s->c, 0);
+	microvm_open(edge_of(s)->engine, s->gate.endpoint, opened, s);
+}
+
+static void refuse_head(struct h1 *s, int code) {
+	snprintf(s->method, sizeof(s->method), "-");
+	s->keep = false;
+	if (code == -E2BIG)
+		answer(s, 431, "Request header fields too large");
+	else if (code == -EPROTONOSUPPORT)
+		answer(s, 505, "HTTP version not supported");
+	else
+		answer(s, 400, "Bad request");
+}
+
+static bool read_head(struct h1 *s) {
+	struct connection *c = s->c;
+	size_t used = buffer_used(&c->in);
+	if (connection_input_ended(c)) {
+		connection_finish(c, false);
+		return false;
+	}
+	if (used == 0)
+		return false;
+	if (!s->active) {
+		s->active = true;
+		s->started_ms = monotonic_ms();
+		connection_set_deadline(c, EDGE_HEAD_MS);
+	}
+	// Bytes that come one by one are not worth parsing until a line is complete.
+	bool full = used >= HTTP_HEAD_MAX;
+	if (!full && memchr(buffer_bytes(&c->in) + s->scanned, '\n', used - s->scanned) == NULL) {
+		s->scanned = used;
+	} else {
+		struct http_head *h = &edge_of(s)->head;
+		ssize_t n = http_parse_request(buffer_bytes(&c->in), used, h, NULL);
+		s->scanned = used;
+		if (n < 0) {
+			refuse_head(s, (int)n);
+			return true;
+		}
+		if (n > 0) {
+			s->head_size = (size_t)n;
+			begin_request(s, h);
+			return true;
+		}
+	}
+	if (buffer_room(&c->in) == 0 && !connection_grow_input(c))
+		refuse_head(s, -E2BIG);
+	else if (c->eof && (c->tls.ended || !connection_input_waits(c)))
+		connection_finish(c, false); // half a head, and no more to come
+	return s->state != H1_READ;
+}
+
+// The way to the application. -------------------------------------------------------------------------------------------------
+
+static void upstream_changed(void *arg) {
+	struct h1 *s = arg;
+	connection_pump(s->c);
+}
+
+static void find_upstream(struct h1 *s, bool fresh) {
+	struct edge *ed = edge_of(s);
+	const char *vsock = microvm_route_vsock(s->route);
+	// A kept stream may end at the moment it is used. A request that must not be sent twice takes one only when that is next to
+	// impossible, and no request with a body that cannot be had again does.
+	uint64_t age = s->idempotent && s->request_done ? EDGE_UPSTREAM_IDLE_MS : EDGE_UPSTREAM_FRESH_MS;
+	s->upstream = fresh || s->may_upgrade ? NULL : upstream_take(ed, vsock, s->gate.port, age, upstream_changed, s);
+	if (s->upstream == NULL)
+		s->upstream = upstream_connect(ed, vsock, s->gate.port, upstream_changed, s);
+	if (s->upstream == NULL) {
+		bad_gateway(s, "out of memory");
+		return;
+	}
+	s->state = H1_CONNECT;
+	connection_set_deadline(s->c, EDGE_CONNECT_MS);
+}
+
+static bool after_open(struct h1 *s) {
+	s->c->watch_peer = false;
+	if (s->open_result == MICROVM_OPEN_OK)
+		find_upstream(s, false);
+	else if (s->open_result == MICROVM_OPEN_UNKNOWN)
+		answer(s, 403, "Token authentication failed");
+	else
+		bad_gateway(s, "the microVM cannot be reached");
+	return true;
+}
+
+static void send_head(struct h1 *s) {
+	struct http_head *h = &edge_of(s)->head;
+	char id[UUID_TEXT];
+	uuid_new(id);
+	struct upstream *u = s->upstream;
+	uint32_t need = s->head_size + H1_HEAD_ADDED_MAX <= BUFFER_SMALL ? BUFFER_SMALL : BUFFER_LARGE;
+	ssize_t n = http_parse_request(buffer_bytes(&s->c->in), s->head_size, h, NULL);
+	if (n != (ssize_t)s->head_size || !upstream_reserve(u, need)) {
+		bad_gateway(s, "out of memory");
+		return;
+	}
+	struct writer w = writer_over(u->out.data + u->out.end, buffer_room(&u->out));
+	h1_write_request(&w, h, id);
+	if (w.bad) {
+		bad_gateway(s, "the head outgrew its buffer");
+		return;
+	}
+	u->out.end = u->out.capacity - (uint32_t)w.left;
+	upstream_flush(u);
+	connection_set_deadline(s->c, 0);
+	s->state = H1_EXCHANGE;
+	s->scanned = 0;
+	active(s);
+}
+
+static bool connect_step(struct h1 *s) {
+	if (s->upstream->phase == UPSTREAM_FAILED) {
+		char why[96];
+		snprintf(why, sizeof(why), "port %u: %s", s->gate.port, s->upstream->reason);
+		bad_gateway(s, why);
+		return true;
+	}
+	if (s->upstream->phase != UPSTREAM_OPEN)
+		return false;
+	send_head(s);
+	return true;
+}
+
+// Bodies. ---------------------------------------------------------------------------------------------------------------------
+
+static void put_chunk(struct buffer *to, struct slice content, bool chunked) {
+	char line[CHUNK_FRAMING];
+	if (content.size == 0)
+		return;
+	if (chunked) {
+		int n = snprintf(line, sizeof(line), "%zx\r\n", content.size);
+		buffer_append(to, line, (size_t)n);
+	}
+	buffer_append(to, content.data, content.size);
+	if (chunked)
+		buffer_append(to, "\r\n", 2);
+}
+
+// Writes the last chunk and the trailers; the caller has checked that there is room for HTTP_TRAILER_MAX and some more.
+static bool put_last_chunk(struct buffer *to, const char *trailers, size_t size) {
+	struct http_header headers[HTTP_HEADERS_MAX];
+	ssize_t count = http_parse_trailers(trailers, size, headers, HTTP_HEADERS_MAX, NULL);
+	if (count < 0)
+		return false;
+	struct writer w = writer_over(to->data + to->end, buffer_room(to));
+	write_bytes(&w, "0\r\n", 3);
+	h1_write_trailers(&w, headers, (size_t)count);
+	if (w.bad)
+		return false;
+	to->end = to->capacity - (uint32_t)w.left;
+	return true;
+}
+
+#define LAST_CHUNK_ROOM (HTTP_TRAILER_MAX + HTTP_HEADERS_MAX + 64)
+
+static void bad_request_body(struct h1 *s) {
+	s->keep = false;
+	if (s->response == RESPONSE_HEAD)
+		answer(s, 400, "Bad request");
+	else
+		give_up(s, "malformed request body");
+}
+
+// Takes the next piece of the request's body out of c->in. False when nothing can be done now.
+static bool request_piece(struct h1 *s) {
+	struct connection *c = s->c;
+	struct upstream *u = s->upstream;
+	size_t have = buffer_used(&c->in), seen = s->head_size + s->request_trailers;
+	if (have <= seen) {
+		if (c->eof && (c->tls.ended || !connection_input_waits(c))) {
+			give_up(s, "the client ended in the midst of its request");
+			return true;
+		}
+		return false;
+	}
+	bool in_trailers = http_body_in_trailers(&s->request_body);
+	size_t room = upstream_reserve(u, BUFFER_SMALL) ? upstream_room(u) : 0;
+	if (room < (in_trailers ? LAST_CHUNK_ROOM : ROOM_MIN))
+		return false;
+	forget_head(s);
+	s->body_began = true;
+	struct slice content;
+	size_t size = buffer_used(&c->in) - s->request_trailers;
+	if (!in_trailers && size > room - CHUNK_FRAMING)
+		size = room - CHUNK_FRAMING;
+	ssize_t n = http_body_feed(&s->request_body, buffer_bytes(&c->in) + s->request_trailers, size, &content, NULL);
+	if (n < 0) {
+		bad_request_body(s);
+		return true;
+	}
+	put_chunk(&u->out, content, s->chunked);
+	s->bytes_in += content.size;
+	if (in_trailers)
+		s->request_trailers += (size_t)n;
+	else
+		connection_consume(c, (size_t)n);
+	active(s);
+	if (!s->request_body.done)
+		return true;
+	if (s->chunked && !put_last_chunk(&u->out, buffer_bytes(&c->in), s->request_trailers)) {
+		bad_request_body(s);
+		return true;
+	}
+	if (s->request_trailers > 0)
+		connection_consume(c, s->request_trailers);
+	s->request_trailers = 0;
+	s->request_done = true;
+	return true;
+}
+
+static bool pump_request(struct h1 *s) {
+	bool moved = false;
+	while (s->state == H1_EXCHANGE && s->c->phase == CONNECTION_OPEN && !s->request_done && !s->upstream->broken && request_piece(s)) {
+		moved = true;
+		// A buffer that is half full, or all that there is: off with it.
+		if (s->state == H1_EXCHANGE &&
+		    (s->request_done || upstream_room(s->upstream) < BUFFER_SMALL / 2 || buffer_used(&s->c->in) == 0))
+			upstream_flush(s->upstream);
+	}
+	if (s->state == H1_EXCHANGE && s->upstream != NULL)
+		upstream_flush(s->upstream);
+	return moved;
+}
+
+// The response. ---------------------------------------------------------------------------------------------------------------
+
+static void begin_tunnel(struct h1 *s) {
+	s->state = H1_TUNNEL;
+	s->keep = false;
+	connection_set_deadline(s->c, 0);
+}
+
+// No response will come on this stream.
+static void no_response(struct h1 *s) {
+	bool again = s->upstream->reused && s->head_size > 0 && s->idempotent && !s->retried && s->interims == 0;
+	if (!again) {
+		bad_gateway(s, "the application closed the connection without a response");
+		return;
+	}
+	s->retried = true;
+	let_upstream_go(s, false);
+	find_upstream(s, true);
+}
+
+// How the body goes to the client, and whether the client's connection can go on afterwards.
+static void choose_framing(struct h1 *s, const struct http_head *h) {
+	http_body_start(&s->response_body, h);
+	s->upstream_keep = h->keep_alive;
+	if (h->body == HTTP_BODY_NONE)
+		s->framing = H1_FRAMING_NONE;
+	else if (h->body == HTTP_BODY_LENGTH)
+		s->framing = H1_FRAMING_LENGTH;
+	else
+		s->framing = s->old_client ? H1_FRAMING_CLOSE : H1_FRAMING_CHUNKED;
+	if (s->framing == H1_FRAMING_CLOSE)
+		s->keep = false;
+	// The application does not want the rest of the request, or the client will not send it: say that the connection ends here.
+	if (!s->request_done && (h->status >= 400 || !h->keep_alive || (s->expects && !s->body_began)))
+		s->keep = false;
+}
+
+// Writes a rewritten head into `out`.
+static bool put_head(struct h1 *s, const struct http_head *h, size_t size) {
+	uint32_t need = size + H1_HEAD_ADDED_MAX <= BUFFER_SMALL ? BUFFER_SMALL : BUFFER_LARGE;
+	if (!buffer_want(&edge_of(s)->buffers, &s->out, need))
+		return false;
+	struct writer w = writer_over(s->out.data + s->out.end, buffer_room(&s->out));
+	if (h->status < 200)
+		h1_write_interim(&w, h);
+	else
+		h1_write_response(&w, h, s->framing, s->keep, s->old_client);
+	if (w.bad)
+		return false;
+	s->out.end = s->out.capacity - (uint32_t)w.left;
+	return true;
+}
+
+static void take_response_head(struct h1 *s, struct http_head *h, size_t size) {
+	bool final = h->status >= 200, switching = h->status == 101;
+	if ((switching && !s->may_upgrade) || (!final && ++s->interims > EDGE_INTERIM_MAX)) {
+		bad_gateway(s, switching ? "the application switches protocols unasked" : "too many interim responses");
+		return;
+	}
+	forget_head(s);
+	if (final)
+		choose_framing(s, h);
+	bool wanted = final || switching || !s->old_client;
+	if (wanted && !put_head(s, h, size)) {
+		bad_gateway(s, "out of memory");
+		return;
+	}
+	if (final || switching)
+		s->status = h->status;
+	upstream_consume(s->upstream, size);
+	s->scanned = 0;
+	active(s);
+	if (switching)
+		begin_tunnel(s);
+	if (final)
+		s->response = s->response_body.done ? RESPONSE_DONE : RESPONSE_BODY;
+}
+
+static bool response_head(struct h1 *s) {
+	struct upstream *u = s->upstream;
+	if (!drain(s))
+		return false;
+	size_t used = buffer_used(&u->in);
+	bool full = used >= HTTP_HEAD_MAX;
+	if (full || (used > s->scanned && memchr(buffer_bytes(&u->in) + s->scanned, '\n', used - s->scanned) != NULL)) {
+		struct http_head *h = &edge_of(s)->head;
+		ssize_t n = http_parse_response(buffer_bytes(&u->in), used, s->to_head, h, NULL);
+		if (n < 0) {
+			bad_gateway(s, n == -E2BIG ? "the response's head is too long" : "malformed response");
+			return true;
+		}
+		if (n > 0) {
+			take_response_head(s, h, (size_t)n);
+			return true;
+		}
+	}
+	s->scanned = used;
+	if (u->eof && used == 0)
+		no_response(s);
+	else if (u->eof)
+		bad_gateway(s, "the application closed the connection within a response's head");
+	else if (used > 0 && buffer_room(&u->in) == 0 && !upstream_grow_input(u))
+		bad_gateway(s, "the response's head is too long");
+	else
+		return false;
+	return true;
+}
+
+static void response_ends(struct h1 *s) {
+	struct upstream *u = s->upstream;
+	bool fine = s->framing != H1_FRAMING_CHUNKED || put_last_chunk(&s->out, s->response_trailers > 0 ? buffer_bytes(&u->in) : "\r\n",
+								       s->response_trailers > 0 ? s->response_trailers : 2);
+	if (s->response_trailers > 0)
+		upstream_consume(u, s->response_trailers);
+	s->response_trailers = 0;
+	s->response = RESPONSE_DONE;
+	if (!fine)
+		give_up(s, "malformed trailers");
+}
+
+// Takes the next piece of the response's body out of upstream->in. False when nothing can be done now.
+static bool response_piece(struct h1 *s) {
+	struct upstream *u = s->upstream;
+	size_t have = buffer_used(&u->in) - s->response_trailers;
+	bool ends = s->response_body.kind == HTTP_BODY_UNTIL_CLOSE && u->eof && !u->reset && have == 0;
+	if (have == 0 && !ends) {
+		if (u->eof)
+			give_up(s, "the application closed the connection within a response's body");
+		return u->eof;
+	}
+	bool in_trailers = ends || http_body_in_trailers(&s->response_body);
+	size_t need = in_trailers ? LAST_CHUNK_ROOM : ROOM_MIN;
+	if (!buffer_want(&edge_of(s)->buffers, &s->out, BUFFER_SMALL) || buffer_room(&s->out) < need)
+		return false;
+	if (ends) {
+		response_ends(s);
+		return true;
+	}
+	bool raw = s->framing != H1_FRAMING_CHUNKED;
+	size_t size = have;
+	if (!in_trailers && size > buffer_room(&s->out) - CHUNK_FRAMING)
+		size = buffer_room(&s->out) - CHUNK_FRAMING;
+	struct slice content;
+	ssize_t n = http_body_feed(&s->response_body, buffer_bytes(&u->in) + s->response_trailers, size, &content, NULL);
+	if (n < 0) {
+		give_up(s, "malformed response body");
+		return true;
+	}
+	put_chunk(&s->out, content, !raw);
+	s->bytes_out += content.size;
+	if (in_trailers)
+		s->response_trailers += (size_t)n;
+	else
+		upstream_consume(u, (size_t)n);
+	active(s);
+	if (s->response_body.done)
+		response_ends(s);
+	return true;
+}
+
+static bool response_body(struct h1 *s) {
+	bool moved = false;
+	for (;;) {
+		while (s->response == RESPONSE_BODY && s->c->phase == CONNECTION_OPEN && response_piece(s))
+			moved = true;
+		if (s->c->phase != CONNECTION_OPEN || s->response != RESPONSE_BODY)
+			break;
+		bool waits = buffer_used(&s->out) > 0;
+		if (!drain(s) || !waits)
+			break;
+	}
+	upstream_update(s->upstream);
+	return moved;
+}
+
+static bool response_done(struct h1 *s) {
+	if (!drain(s))
+		return false;
+	struct connection *c = s->c;
+	if (!s->request_done && s->keep && !s->upstream->broken && !s->upstream->eof) {
+		// The application answered before the request was over, and both want to go on: so the rest is carried to it.
+		if (c->deadline_ms == 0)
+			connection_set_deadline(c, EDGE_GONE_MS);
+		return false;
+	}
+	bool keep = s->keep && s->request_done, linger = !s->request_done, keep_upstream = s->upstream_keep && s->request_done;
+	if (keep) {
+		next_request(s, keep_upstream);
+		return true;
+	}
+	end_request(s, keep_upstream);
+	connection_finish(c, linger);
+	return false;
+}
+
+static bool exchange_step(struct h1 *s) {
+	if (s->c->eof && s->c->deadline_ms == 0)
+		connection_set_deadline(s->c, EDGE_GONE_MS);
+	bool moved = pump_request(s);
+	if (s->state != H1_EXCHANGE || s->c->phase != CONNECTION_OPEN)
+		return true;
+	switch (s->response) {
+	case RESPONSE_HEAD:
+		return response_head(s) || moved;
+	case RESPONSE_BODY:
+		return response_body(s) || moved;
+	default:
+		return response_done(s) || moved;
+	}
+}
+
+// Tunnels. --------------------------------------------------------------------------------------------------------------------
+
+static bool tunnel_up(struct h1 *s) {
+	struct connection *c = s->c;
+	struct upstream *u = s->upstream;
+	bool moved = false;
+	while (buffer_used(&c->in) > 0 && !u->broken && upstream_reserve(u, BUFFER_SMALL) && upstream_room(u) > 0) {
+		size_t n = buffer_used(&c->in) < upstream_room(u) ? buffer_used(&c->in) : upstream_room(u);
+		upstream_append(u, buffer_bytes(&c->in), n);
+		connection_consume(c, n);
+		upstream_flush(u);
+		s->bytes_in += n;
+		moved = true;
+	}
+	if (connection_input_ended(c) && !u->ending)
+		upstream_end(u);
+	return moved;
+}
+
+static bool tunnel_down(struct h1 *s) {
+	struct connection *c = s->c;
+	struct upstream *u = s->upstream;
+	bool moved = false;
+	if (!drain(s))
+		return false;
+	while (buffer_used(&u->in) > 0) {
+		size_t n = connection_write(c, buffer_bytes(&u->in), buffer_used(&u->in));
+		if (n == 0)
+			break;
+		upstream_consume(u, n);
+		s->bytes_out += n;
+		moved = true;
+	}
+	upstream_update(u);
+	if (u->eof && buffer_used(&u->in) == 0)
+		connection_half_close(c);
+	return moved;
+}
+
+static bool tunnel_step(struct h1 *s) {
+	struct connection *c = s->c;
+	bool up = tunnel_up(s), down = tunnel_down(s), moved = up || down;
+	if (moved)
+		microvm_route_active(s->route);
+	if (c->phase != CONNECTION_OPEN)
+		return false;
+	bool up_over = connection_input_ended(c) || s->upstream->broken, down_over = c->half_closed;
+	if (up_over && down_over) {
+		end_request(s, false);
+		connection_finish(c, false);
+	} else if ((up_over || down_over) && (moved || c->deadline_ms == 0)) {
+		connection_set_deadline(c, EDGE_GONE_MS);
+	}
+	return moved;
+}
+
+// The machine. ----------------------------------------------------------------------------------------------------------------
+
+static bool answered(struct h1 *s) {
+	if (!drain(s))
+		return false;
+	bool linger = !s->request_done;
+	if (s->keep) {
+		next_request(s, false);
+		return true;
+	}
+	end_request(s, false);
+	connection_finish(s->c, linger);
+	return false;
+}
+
+static bool step(struct h1 *s) {
+	switch (s->state) {
+	case H1_READ:
+		return read_head(s);
+	case H1_HELD:
+		if (s->c->eof && s->c->deadline_ms == 0)
+			connection_set_deadline(s->c, HELD_GONE_MS);
+		return false;
+	case H1_OPENED:
+		return after_open(s);
+	case H1_CONNECT:
+		return connect_step(s);
+	case H1_EXCHANGE:
+		return exchange_step(s);
+	case H1_TUNNEL:
+		return tunnel_step(s);
+	default:
+		return answered(s);
+	}
+}
+
+static void run(struct connection *c) {
+	struct h1 *s = c->session;
+	while (c->phase == CONNECTION_OPEN && step(s))
+		;
+	if (s->upstream != NULL) {
+		upstream_flush(s->upstream);
+		upstream_update(s->upstream);
+	}
+}
+
+static void expired(struct connection *c) {
+	struct h1 *s = c->session;
+	switch (s->state) {
+	case H1_READ:
+		if (!c->tls.ready) {
+			connection_abort(c);
+		} else if (!s->active) {
+			connection_finish(c, false);
+		} else {
+			snprintf(s->method, sizeof(s->method), "-");
+			s->keep = false;
+			answer(s, 408, "Request timeout");
+		}
+		break;
+	case H1_CONNECT:
+		bad_gateway(s, "the application could not be reached in time");
+		break;
+	default:
+		give_up(s, s->state == H1_HELD ? "the client left while its request was held" : "the client left");
+		break;
+	}
+}
+
+static void end(struct connection *c) {
+	struct h1 *s = c->session;
+	c->session = NULL;
+	if (s->active && s->status == 0)
+		s->status = 499;
+	buffer_release(&c->edge->buffers, &s->out);
+	end_request(s, false);
+	s->c = NULL;
+	if (!s->opening)
+		free(s);
+}
+
+int h1_session_start(struct connection *c) {
+	static const struct session_ops ops = {.run = run, .expired = expired, .end = end};
+	struct h1 *s = calloc(1, sizeof(*s));
+	if (s == NULL)
+		return -ENOMEM;
+	s->c = c;
+	c->session = s;
+	c->ops = &ops;
+	connection_set_deadline(c, EDGE_HEAD_MS);
+	return 0;
+}

@@ -1,0 +1,188 @@
+// TLS over bytes in memory; see tls.h.
+//
+// OpenSSL reads and writes through a BIO of our own rather than BIO_s_mem(), which grows without limit and never shrinks: reads come straight
+// from what the socket gave, writes go into one buffer that is known to have room for a record before a record is made.
+#include "edge/tls.h"
+
+#include "base/log.h"
+
+#include <openssl/bio.h>
+#include <openssl/err.h>
+#include <pthread.h>
+
+static int bio_read(BIO *bio, char *to, size_t room, size_t *n) {
+	struct tls *t = BIO_get_data(bio);
+	BIO_clear_retry_flags(bio);
+	// What was kept is older than what is fresh.
+	size_t kept = buffer_used(&t->kept);
+	if (kept > 0) {
+		*n = kept < room ? kept : room;
+		memcpy(to, buffer_bytes(&t->kept), *n);
+		buffer_consume(t->pool, &t->kept, *n);
+		return 1;
+	}
+	*n = t->fresh_size < room ? t->fresh_size : room;
+	if (*n == 0) {
+		BIO_set_retry_read(bio);
+		return 0;
+	}
+	memcpy(to, t->fresh, *n);
+	t->fresh += *n;
+	t->fresh_size -= *n;
+	return 1;
+}
+
+static int bio_write(BIO *bio, const char *data, size_t size, size_t *n) {
+	struct tls *t = BIO_get_data(bio);
+	BIO_clear_retry_flags(bio);
+	*n = 0;
+	if (!buffer_want(t->pool, &t->out, BUFFER_SMALL))
+		return 0;
+	size_t room = buffer_room(&t->out);
+	*n = size < room ? size : room;
+	if (*n == 0) {
+		BIO_set_retry_write(bio);
+		return 0;
+	}
+	buffer_append(&t->out, data, *n);
+	return 1;
+}
+
+static long bio_control(BIO *bio, int command, long number, void *pointer) {
+	return command == BIO_CTRL_FLUSH || command == BIO_CTRL_DUP ? 1 : 0;
+}
+
+static int bio_create(BIO *bio) {
+	BIO_set_init(bio, 1);
+	return 1;
+}
+
+static BIO_METHOD *bio_method;
+
+static void make_bio_method(void) {
+	bio_method = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "edge");
+	if (bio_method == NULL)
+		return;
+	BIO_meth_set_read_ex(bio_method, bio_read);
+	BIO_meth_set_write_ex(bio_method, bio_write);
+	BIO_meth_set_ctrl(bio_method, bio_control);
+	BIO_meth_set_create(bio_method, bio_create);
+}
+
+// Chooses http/1.1; a client that names protocols and not this one is refused (RFC 7301 section 3.2).
+static int select_protocol(SSL *ssl, const unsigned char **out, unsigned char *out_size, const unsigned char *in, unsigned int in_size,
+			   void *arg) {
+	static const unsigned char ours[] = "\x08http/1.1";
+	unsigned char *chosen;
+	if (SSL_select_next_proto(&chosen, out_size, ours, sizeof(ours) - 1, in, in_size) != OPENSSL_NPN_NEGOTIATED)
+		return SSL_TLSEXT_ERR_ALERT_FATAL;
+	*out = chosen;
+	return SSL_TLSEXT_ERR_OK;
+}
+
+SSL_CTX *tls_context_new(X509 *certificate, EVP_PKEY *key, struct error *e) {
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	pthread_once(&once, make_bio_method);
+	SSL_CTX *c = bio_method != NULL ? SSL_CTX_new(TLS_server_method()) : NULL;
+	if (c == NULL || SSL_CTX_set_min_proto_version(c, TLS1_2_VERSION) != 1 || SSL_CTX_use_certificate(c, certificate) != 1 ||
+	    SSL_CTX_use_PrivateKey(c, key) != 1) {
+		SSL_CTX_free(c);
+		error_set(e, -EIO, "OpenSSL cannot set up TLS: %s", ERR_reason_error_string(ERR_peek_last_error()));
+		ERR_clear_error();
+		return NULL;
+	}
+	SSL_CTX_set_options(c,
+			    SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA);
+	// Buffers of OpenSSL's own go away while a connection is idle; a write that finds no room may come again from another address.
+	SSL_CTX_set_mode(c, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+	SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF); // sessions are resumed by tickets, which need no memory here
+	SSL_CTX_set_num_tickets(c, 1);
+	SSL_CTX_set_alpn_select_cb(c, select_protocol, NULL);
+	return c;
+}
+
+int tls_start(struct tls *t, SSL_CTX *context, struct buffer_pool *pool) {
+	*t = (struct tls){.ssl = SSL_new(context), .pool = pool};
+	BIO *bio = t->ssl != NULL ? BIO_new(bio_method) : NULL;
+	if (bio == NULL) {
+		SSL_free(t->ssl);
+		t->ssl = NULL;
+		return -ENOMEM;
+	}
+	BIO_set_data(bio, t);
+	SSL_set_bio(t->ssl, bio, bio);
+	SSL_set_accept_state(t->ssl);
+	return 0;
+}
+
+void tls_clear(struct tls *t) {
+	SSL_free(t->ssl);
+	t->ssl = NULL;
+	buffer_release(t->pool, &t->kept);
+	buffer_release(t->pool, &t->out);
+}
+
+int tls_keep(struct tls *t) {
+	int r = 0;
+	if (t->fresh_size > 0) {
+		if (!buffer_want(t->pool, &t->kept, BUFFER_SMALL)) {
+			r = -ENOMEM;
+		} else {
+			buffer_compact(&t->kept);
+			if (t->fresh_size <= buffer_room(&t->kept))
+				buffer_append(&t->kept, t->fresh, t->fresh_size);
+			else
+				r = -ENOMEM;
+		}
+	}
+	t->fresh = NULL;
+	t->fresh_size = 0;
+	return r;
+}
+
+ssize_t tls_read(struct tls *t, char *to, size_t room) {
+	ERR_clear_error();
+	size_t n = 0;
+	if (SSL_read_ex(t->ssl, to, room, &n) == 1) {
+		t->ready = true;
+		return (ssize_t)n;
+	}
+	int why = SSL_get_error(t->ssl, 0);
+	if (!t->ready && SSL_is_init_finished(t->ssl))
+		t->ready = true;
+	if (why == SSL_ERROR_ZERO_RETURN)
+		t->ended = true;
+	else if (why != SSL_ERROR_WANT_READ && why != SSL_ERROR_WANT_WRITE) {
+		const char *reason = ERR_reason_error_string(ERR_peek_last_error());
+		log_debug("edge.tls_failed", LOG_S("why", reason));
+		ERR_clear_error();
+		return -EPROTO;
+	}
+	return 0;
+}
+
+ssize_t tls_write(struct tls *t, const char *data, size_t size) {
+	if (!buffer_want(t->pool, &t->out, BUFFER_SMALL))
+		return -EPROTO;
+	size_t room = buffer_room(&t->out);
+	if (size == 0 || room <= TLS_OVERHEAD_MAX)
+		return 0;
+	room -= TLS_OVERHEAD_MAX;
+	size_t n = size < TLS_RECORD_MAX ? size : TLS_RECORD_MAX;
+	// A sliver at the end of the buffer is not worth a record of its own.
+	if (n > room && room < 1024 && buffer_used(&t->out) > 0)
+		return 0;
+	n = n < room ? n : room;
+	ERR_clear_error();
+	size_t written = 0;
+	if (SSL_write_ex(t->ssl, data, n, &written) == 1)
+		return (ssize_t)written;
+	ERR_clear_error();
+	return -EPROTO;
+}
+
+void tls_end(struct tls *t) {
+	ERR_clear_error();
+	if (t->ready && SSL_shutdown(t->ssl) < 0)
+		ERR_clear_error();
+}

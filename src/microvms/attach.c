@@ -1,0 +1,103 @@
+// Following a microVM while no operation has it: its VMM's control socket (did the guest end?) and its application's output and end.
+#include "microvms/lifecycle.h"
+
+#include "base/clock.h"
+#include "base/io.h"
+#include "base/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/wait.h>
+
+struct ended_job {
+	struct microvm *m;
+	uint64_t incarnation;
+};
+
+// The VMM that this incarnation had is gone or its guest has ended: so does the microVM.
+static void run_ended_job(void *arg) {
+	struct ended_job *job = arg;
+	struct microvm *m = job->m;
+	microvm_begin(m);
+	pthread_mutex_lock(&m->lock);
+	bool same = m->incarnation == job->incarnation && m->state == STATE_RUNNING;
+	char reason[REASON_MAX];
+	memcpy(reason, m->end_reason, sizeof(reason));
+	pthread_mutex_unlock(&m->lock);
+	if (same)
+		microvm_abort(m, reason);
+	microvm_end(m);
+	microvm_unref(m);
+	free(job);
+}
+
+static void report_end(struct microvm *m, const char *reason) {
+	struct ended_job *job = malloc(sizeof(*job));
+	if (job == NULL)
+		return;
+	pthread_mutex_lock(&m->lock);
+	snprintf(m->end_reason, sizeof(m->end_reason), "%s", reason);
+	*job = (struct ended_job){.m = m, .incarnation = m->incarnation};
+	pthread_mutex_unlock(&m->lock);
+	microvm_ref(m);
+	if (worker_submit(run_ended_job, job) < 0) {
+		log_error("microvm.ended", LOG_S("microvmId", m->record.id), LOG_S("message", "no thread to end the MicroVM"));
+		microvm_unref(m);
+		free(job);
+	}
+}
+
+static void on_vmm(void *arg, uint32_t events) {
+	struct microvm *m = arg;
+	if (!vmm_look(&m->slot.client))
+		return;
+	watch_remove(m->en->watcher, m->watch);
+	report_end(m, m->slot.client.reason);
+}
+
+static void on_exited(void *arg, int exit_code) {
+	struct microvm *m = arg;
+	pthread_mutex_lock(&m->lock);
+	bool first = m->exited_ms == 0;
+	if (first) {
+		m->exited_ms = (int64_t)monotonic_ms();
+		m->exit_code = exit_code;
+	}
+	pthread_mutex_unlock(&m->lock);
+	if (!first)
+		return;
+	log_info("microvm.exited", LOG_S("microvmId", m->record.id), LOG_U("exitCode", exit_code));
+	microvm_schedule(m);
+}
+
+void microvm_attach(struct microvm *m) {
+	struct error e;
+	char path[FOLDER_PATH + 16];
+	int r = watch_add(m->en->watcher, m->slot.client.fd, EPOLLIN | EPOLLRDHUP, on_vmm, m, &m->watch);
+	if (r < 0)
+		log_error("microvm.watch", LOG_S("microvmId", m->record.id), LOG_S("message", strerror(-r)));
+	snprintf(path, sizeof(path), "%s/app.log", m->folder);
+	if (m->app_log.fd < 0 && output_log_open(&m->app_log, path, APP_LOG_LIMIT, true, &e) < 0)
+		log_warn("microvm.log", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
+	const struct events_handler handler = {.exited = on_exited, .arg = m};
+	if (events_start(m->en->watcher, m->slot.vsock, &m->app_log, &handler, &m->events, &e) < 0)
+		log_warn("microvm.events", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
+}
+
+void microvm_detach(struct microvm *m) {
+	watch_remove(m->en->watcher, m->watch);
+	m->watch = 0;
+	events_stop(m->events);
+	m->events = NULL;
+	output_log_close(&m->app_log);
+}
+
+void microvms_on_slot_ended(void *arg, const char *vmm, int wait_status) {
+	if (WIFSIGNALED(wait_status))
+		log_warn("vmm.ended", LOG_S("vmm", vmm), LOG_U("signal", WTERMSIG(wait_status)));
+	else
+		log_info("vmm.ended", LOG_S("vmm", vmm), LOG_U("exitStatus", WEXITSTATUS(wait_status)));
+	// Its microVM, if it has one, learns of it from the end of the control connection.
+}

@@ -1,0 +1,143 @@
+// Deadlines: idle policy, maximum duration, suspended duration, and the short grace after an application's end (spec section 4.4).
+//
+// Each microVM has one timer, set to the first of its deadlines that matters in its state. Durations that users gave are wall-clock time, but
+// timers run on the monotonic clock, so a timer is never set further away than ALARM_MAX_MS: a stepped clock or a host that slept is noticed
+// then. An idle timer is not moved by each byte; when it fires, the newest activity decides whether it was the right time.
+#include "microvms/lifecycle.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define ALARM_MAX_MS 600000
+
+static int64_t least(int64_t a, int64_t b) {
+	return a < b ? a : b;
+}
+
+// Milliseconds from now until the first deadline; INT64_MAX: none. m->lock is held.
+static int64_t until_due(struct microvm *m) {
+	const struct store_microvm *r = &m->record;
+	int64_t now = (int64_t)monotonic_ms(), wall = (int64_t)realtime_ms(), due = INT64_MAX;
+	if ((IN(m->state) & LIVING) == 0)
+		return due;
+	if (r->maximum_duration_s > 0)
+		due = least(due, r->started_ms + r->maximum_duration_s * 1000 - wall);
+	if (m->exited_ms != 0)
+		due = least(due, m->exited_ms + EXIT_GRACE_MS - now);
+	if (r->has_idle_policy && m->state == STATE_RUNNING)
+		due = least(due, m->last_activity_ms + r->max_idle_s * 1000 - now);
+	if (r->has_idle_policy && m->state == STATE_SUSPENDED)
+		due = least(due, r->suspended_at_ms + r->suspended_s * 1000 - wall);
+	return due;
+}
+
+static void rearm(void *arg);
+
+static void run_due_job(void *arg) {
+	struct microvm *m = arg;
+	pthread_mutex_lock(&m->lock);
+	const struct store_microvm *r = &m->record;
+	int64_t now = (int64_t)monotonic_ms(), wall = (int64_t)realtime_ms();
+	bool living = (IN(m->state) & LIVING) != 0;
+	bool exited = living && m->exited_ms != 0 && now >= m->exited_ms + EXIT_GRACE_MS;
+	bool old = living && r->maximum_duration_s > 0 && wall >= r->started_ms + r->maximum_duration_s * 1000;
+	bool forgotten = r->has_idle_policy && m->state == STATE_SUSPENDED && wall >= r->suspended_at_ms + r->suspended_s * 1000;
+	bool idle = r->has_idle_policy && m->state == STATE_RUNNING && now >= m->last_activity_ms + r->max_idle_s * 1000;
+	bool no_sleep = idle && r->suspended_s == 0; // 0 means: terminate instead of staying suspended
+	int exit_code = m->exit_code;
+	pthread_mutex_unlock(&m->lock);
+
+	struct error e;
+	char reason[REASON_MAX];
+	snprintf(reason, sizeof(reason), "Container Stopped with Exit Code: %d", exit_code);
+	if (exited) {
+		microvm_terminate_later(m, reason);
+	} else if (old) {
+		microvm_terminate_later(m, "The maximum duration of the MicroVM is over.");
+	} else if (forgotten || no_sleep) {
+		microvm_terminate_later(m, "The suspended duration of the MicroVM is over.");
+	} else if (idle) {
+		microvm_begin(m);
+		if (microvm_suspend_now(m, SUSPEND_IDLE, &e) < 0)
+			log_warn("microvm.idle", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
+		microvm_end(m);
+	} else {
+		microvm_schedule(m);
+	}
+	microvm_unref(m);
+}
+
+static void on_alarm(uv_timer_t *handle) {
+	struct microvms *t = handle->data;
+	int64_t now = (int64_t)monotonic_ms();
+	pthread_mutex_lock(&t->lock); // keeps the microVM of a timer from being freed while it is taken
+	for (struct timer *x; (x = timers_take(&t->timers, now)) != NULL;) {
+		struct microvm *m = (struct microvm *)(void *)((char *)x - offsetof(struct microvm, timer));
+		if (worker_submit(run_due_job, microvm_ref(m)) < 0) {
+			bool earlier;
+			m->references--; // the table has one too
+			timers_set(&t->timers, x, now + 1000, &earlier);
+		}
+	}
+	pthread_mutex_unlock(&t->lock);
+	rearm(t->en);
+}
+
+static void rearm(void *arg) {
+	struct engine *en = arg;
+	struct microvms *t = en->microvms;
+	t->rearm_queued = false;
+	if (!t->alarm_open)
+		return;
+	int64_t next = timers_next(&t->timers);
+	if (next < 0) {
+		uv_timer_stop(&t->alarm);
+		return;
+	}
+	int64_t wait = next - (int64_t)monotonic_ms();
+	uv_update_time(en->loop);
+	uv_timer_start(&t->alarm, on_alarm, wait < 0 ? 0 : (uint64_t)wait + 1, 0);
+}
+
+void microvm_schedule(struct microvm *m) {
+	struct microvms *t = m->en->microvms;
+	bool earlier = false;
+	int r = 0;
+	// Under the microVM's lock, so that no timer is set any more once it is TERMINATED.
+	pthread_mutex_lock(&m->lock);
+	int64_t wait = until_due(m);
+	if (wait == INT64_MAX)
+		timers_clear(&t->timers, &m->timer);
+	else
+		r = timers_set(&t->timers, &m->timer, (int64_t)monotonic_ms() + (wait < 0 ? 0 : least(wait, ALARM_MAX_MS)), &earlier);
+	pthread_mutex_unlock(&m->lock);
+	if (r < 0)
+		log_error("microvm.timer", LOG_S("microvmId", m->record.id), LOG_S("message", "out of memory: no deadline is set"));
+	if (earlier && t->alarm_open && !atomic_exchange(&t->rearm_queued, true))
+		loop_submit(m->en, rearm, m->en);
+}
+
+static void open_alarm(void *arg) {
+	struct engine *en = arg;
+	struct microvms *t = en->microvms;
+	uv_timer_init(en->loop, &t->alarm);
+	t->alarm.data = t;
+	t->alarm_open = true;
+	rearm(en);
+}
+
+int timers_begin(struct engine *en, struct error *e) {
+	loop_submit(en, open_alarm, en);
+	return 0;
+}
+
+void timers_end(struct engine *en) {
+	struct microvms *t = en->microvms;
+	if (t != NULL && t->alarm_open) {
+		t->alarm_open = false;
+		uv_close((uv_handle_t *)&t->alarm, NULL);
+	}
+}

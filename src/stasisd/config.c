@@ -1,0 +1,180 @@
+// The configuration of the engine: one JSON object, checked member by member against one table (docs/configuration.md).
+#include "stasisd/engine.h"
+
+#include "base/cleanup.h"
+#include "base/io.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CONFIG_BYTES_MAX (64 * 1024)
+
+enum member_kind {
+	MEMBER_TEXT,
+	MEMBER_PATH,    // absolute
+	MEMBER_ADDRESS, // host:port
+	MEMBER_ACCOUNT, // twelve digits
+	MEMBER_LEVEL,   // of the log
+	MEMBER_INT,
+	MEMBER_INT64,
+	MEMBER_REAL,
+	MEMBER_OBJECT, // kept as JSON text
+};
+
+struct member {
+	const char *name;
+	enum member_kind kind;
+	size_t offset, size;
+	const char *text; // default of texts
+	double least, most, number;
+};
+
+#define TEXT(n, k, field, def) \
+	{.name = (n), .kind = (k), .offset = offsetof(struct config, field), .size = sizeof(((struct config *)0)->field), .text = (def)}
+#define NUMBER(n, k, field, lo, hi, def) \
+	{.name = (n), .kind = (k), .offset = offsetof(struct config, field), .least = (lo), .most = (hi), .number = (def)}
+
+static const struct member members[] = {
+	TEXT("stateFolder", MEMBER_PATH, state_folder, "/var/lib/stasis"),
+	TEXT("runFolder", MEMBER_PATH, run_folder, "/run/stasis"),
+	TEXT("assetsFolder", MEMBER_PATH, assets_folder, "/usr/lib/stasis/assets"),
+	TEXT("apiListen", MEMBER_ADDRESS, api_listen, "127.0.0.1:7411"),
+	TEXT("artifactsListen", MEMBER_ADDRESS, s3_listen, "127.0.0.1:7412"),
+	TEXT("edgeListen", MEMBER_ADDRESS, edge_listen, "127.0.0.1:7443"),
+	TEXT("edgeDomain", MEMBER_TEXT, edge_domain, "microvm.localhost"),
+	NUMBER("edgePublicPort", MEMBER_INT, edge_public_port, 1, 65535, 7443),
+	TEXT("region", MEMBER_TEXT, region, "us-east-1"),
+	TEXT("account", MEMBER_ACCOUNT, account, "000000000000"),
+	TEXT("accessKeyId", MEMBER_TEXT, key_id, ""),
+	TEXT("secretAccessKey", MEMBER_TEXT, key_secret, ""),
+	TEXT("s3Endpoint", MEMBER_TEXT, s3_endpoint, ""),
+	TEXT("s3AccessKeyId", MEMBER_TEXT, s3_key_id, ""),
+	TEXT("s3SecretAccessKey", MEMBER_TEXT, s3_key_secret, ""),
+	TEXT("s3Region", MEMBER_TEXT, s3_region, "us-east-1"),
+	NUMBER("defaultTimeoutScale", MEMBER_REAL, default_timeout_scale, 0.1, 1000, 1),
+	TEXT("baseAliases", MEMBER_OBJECT, base_alias, "{}"),
+	TEXT("defaultBase", MEMBER_TEXT, default_base, "debian"),
+	TEXT("nameservers", MEMBER_TEXT, nameservers, ""),
+	NUMBER("artifactLimitBytes", MEMBER_INT64, artifact_limit, 1 << 20, 1099511627776.0, 1073741824),
+	NUMBER("imageDiskBytes", MEMBER_INT64, image_disk_limit, 256 << 20, 1099511627776.0, 8589934592.0),
+	NUMBER("builderMemoryMib", MEMBER_INT64, builder_memory_mib, 256, 262144, 2048),
+	NUMBER("concurrentBuilds", MEMBER_INT, concurrent_builds, 1, 64, 1),
+	NUMBER("buildLimitSeconds", MEMBER_INT64, build_limit_s, 10, 86400, 3600),
+	TEXT("logLevel", MEMBER_LEVEL, log_level, "info"),
+};
+#define MEMBERS (sizeof(members) / sizeof(members[0]))
+
+static void put_text(struct config *c, const struct member *m, const char *text) {
+	memset((char *)c + m->offset, 0, m->size);
+	memcpy((char *)c + m->offset, text, strlen(text));
+}
+
+static void put_number(struct config *c, const struct member *m, double v) {
+	char *at = (char *)c + m->offset;
+	if (m->kind == MEMBER_INT) {
+		int i = (int)v;
+		memcpy(at, &i, sizeof(i));
+	} else if (m->kind == MEMBER_INT64) {
+		int64_t i = (int64_t)v;
+		memcpy(at, &i, sizeof(i));
+	} else {
+		memcpy(at, &v, sizeof(v));
+	}
+}
+
+static bool is_address(const char *s) {
+	const char *colon = strrchr(s, ':');
+	if (colon == NULL || colon == s || colon[1] == '\0' || strlen(colon + 1) > 5)
+		return false;
+	for (const char *p = colon + 1; *p != '\0'; p++)
+		if (*p < '0' || *p > '9')
+			return false;
+	return strtol(colon + 1, NULL, 10) <= 65535;
+}
+
+static bool is_account(const char *s) {
+	return strlen(s) == 12 && strspn(s, "0123456789") == 12;
+}
+
+static bool is_level(const char *s) {
+	return strcmp(s, "debug") == 0 || strcmp(s, "info") == 0 || strcmp(s, "warn") == 0 || strcmp(s, "error") == 0;
+}
+
+static int take_text(struct config *c, const struct member *m, const char *text, const char *name, struct error *e) {
+	if (strlen(text) >= m->size)
+		return error_set(e, -EINVAL, "%s: \"%s\" is longer than %zu bytes", name, m->name, m->size - 1);
+	if (m->kind == MEMBER_PATH && text[0] != '/')
+		return error_set(e, -EINVAL, "%s: \"%s\" must be an absolute path, not \"%s\"", name, m->name, text);
+	if (m->kind == MEMBER_ADDRESS && !is_address(text))
+		return error_set(e, -EINVAL, "%s: \"%s\" must be an address and a port such as \"127.0.0.1:7411\", not \"%s\"", name, m->name, text);
+	if (m->kind == MEMBER_ACCOUNT && !is_account(text))
+		return error_set(e, -EINVAL, "%s: \"%s\" must be twelve digits, not \"%s\"", name, m->name, text);
+	if (m->kind == MEMBER_LEVEL && !is_level(text))
+		return error_set(e, -EINVAL, "%s: \"%s\" must be debug, info, warn or error, not \"%s\"", name, m->name, text);
+	put_text(c, m, text);
+	return 0;
+}
+
+static int take_member(struct config *c, const struct member *m, const json_t *v, const char *name, struct error *e) {
+	if (m->kind <= MEMBER_LEVEL) {
+		if (!json_is_string(v))
+			return error_set(e, -EINVAL, "%s: \"%s\" must be a string", name, m->name);
+		return take_text(c, m, json_string_value(v), name, e);
+	}
+	if (m->kind == MEMBER_OBJECT) {
+		if (!json_is_object(v))
+			return error_set(e, -EINVAL, "%s: \"%s\" must be an object", name, m->name);
+		cleanup_free char *text = json_dumps(v, JSON_COMPACT);
+		if (text == NULL)
+			return error_set(e, -ENOMEM, "%s: out of memory", name);
+		return take_text(c, m, text, name, e);
+	}
+	if (m->kind == MEMBER_REAL ? !json_is_number(v) : !json_is_integer(v))
+		return error_set(e, -EINVAL, "%s: \"%s\" must be a%s number", name, m->name, m->kind == MEMBER_REAL ? "" : " whole");
+	double number = json_number_value(v);
+	if (!(number >= m->least && number <= m->most))
+		return error_set(e, -EINVAL, "%s: \"%s\" must be between %.15g and %.15g, not %.15g", name, m->name, m->least, m->most, number);
+	put_number(c, m, number);
+	return 0;
+}
+
+int config_parse(const char *text, size_t size, const char *name, struct config *ret, struct error *e) {
+	struct config c = {0};
+	for (size_t i = 0; i < MEMBERS; i++) {
+		if (members[i].kind <= MEMBER_LEVEL || members[i].kind == MEMBER_OBJECT)
+			put_text(&c, &members[i], members[i].text);
+		else
+			put_number(&c, &members[i], members[i].number);
+	}
+	json_error_t parse;
+	json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES, &parse);
+	if (root == NULL)
+		return error_set(e, -EINVAL, "%s, line %d: %s", name, parse.line, parse.text);
+	int r = json_is_object(root) ? 0 : error_set(e, -EINVAL, "%s: the configuration must be one JSON object", name);
+	for (void *i = r == 0 ? json_object_iter(root) : NULL; i != NULL && r == 0; i = json_object_iter_next(root, i)) {
+		const struct member *m = NULL;
+		for (size_t k = 0; k < MEMBERS && m == NULL; k++)
+			if (strcmp(members[k].name, json_object_iter_key(i)) == 0)
+				m = &members[k];
+		r = m == NULL ? error_set(e, -EINVAL, "%s: unknown member \"%.64s\"; see docs/configuration.md", name, json_object_iter_key(i))
+			      : take_member(&c, m, json_object_iter_value(i), name, e);
+	}
+	json_decref(root);
+	if (r == 0 && (c.key_id[0] == '\0') != (c.key_secret[0] == '\0'))
+		r = error_set(e, -EINVAL, "%s: \"accessKeyId\" and \"secretAccessKey\" belong together; one of them is missing", name);
+	if (r == 0)
+		*ret = c;
+	return r;
+}
+
+int config_read(const char *path, struct config *ret, struct error *e) {
+	cleanup_free char *text = NULL;
+	size_t size = 0;
+	int r = read_file(path, CONFIG_BYTES_MAX, &text, &size, e);
+	if (r < 0)
+		return r;
+	return config_parse(text, size, path, ret, e);
+}

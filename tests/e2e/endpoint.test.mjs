@@ -1,0 +1,147 @@
+// The endpoint: who gets in, what is answered when not, and that bytes pass unharmed both ways.
+import assert from 'node:assert/strict'
+import { createHash, randomBytes } from 'node:crypto'
+import https from 'node:https'
+import { after, before, test } from 'node:test'
+import { api, build, call, cli, engine, removeImage, token, waitState } from './engine.mjs'
+
+const server = `
+import hashlib, http.server, json, time
+class H(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def reply(self, status, body, headers=()):
+        self.send_response(status)
+        for k, v in headers: self.send_header(k, v)
+        self.send_header('Content-Length', str(len(body))); self.end_headers(); self.wfile.write(body)
+    def read_body(self):
+        if self.headers.get('Transfer-Encoding') == 'chunked':
+            parts = []
+            while True:
+                n = int(self.rfile.readline(), 16)
+                parts.append(self.rfile.read(n)); self.rfile.readline()
+                if n == 0: return b''.join(parts)
+        return self.rfile.read(int(self.headers.get('Content-Length') or 0))
+    def do_GET(self):
+        if self.path.startswith('/stream'):
+            self.send_response(200); self.send_header('Transfer-Encoding', 'chunked'); self.end_headers()
+            for i in range(5):
+                data = b'data: %d\\n\\n' % i
+                self.wfile.write(b'%x\\r\\n%s\\r\\n' % (len(data), data)); self.wfile.flush(); time.sleep(0.2)
+            self.wfile.write(b'0\\r\\n\\r\\n')
+        elif self.path.startswith('/big'):
+            self.reply(200, b'0123456789abcdef' * (1 << 18))
+        else:
+            self.reply(200, json.dumps({'path': self.path, 'headers': dict(self.headers), 'peer': self.client_address[0]}).encode())
+    def do_POST(self):
+        self.reply(200, hashlib.sha256(self.read_body()).hexdigest().encode())
+    def do_HEAD(self):
+        self.send_response(200); self.send_header('Content-Length', '12345'); self.end_headers()
+import threading
+other = http.server.ThreadingHTTPServer(('127.0.0.1', 9000), H)
+threading.Thread(target=other.serve_forever, daemon=True).start()
+http.server.ThreadingHTTPServer(('127.0.0.1', 8080), H).serve_forever()
+`
+let image, m, n
+
+before(async () => {
+  const { client } = await engine()
+  image = await build('e2e-endpoint', {
+    Dockerfile: 'FROM stasis/python\nWORKDIR /app\nCOPY server.py .\nCMD ["python3", "server.py"]\n',
+    'server.py': server,
+  })
+  assert.equal(image.image.state, 'CREATED', image.reason)
+  m = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn }))
+  n = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn }))
+  await waitState(m.microvmId, 'RUNNING')
+  await waitState(n.microvmId, 'RUNNING')
+})
+
+after(async () => {
+  const { client } = await engine()
+  for (const x of [m, n]) if (x) await client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: x.microvmId }))
+  for (const x of [m, n]) if (x) await waitState(x.microvmId, 'TERMINATED')
+  if (image) await removeImage(image.arn)
+})
+
+test('no token, a broken one, one for another microVM: 403 with the service\'s words', async () => {
+  let r = await call(m, '/', { auth: null })
+  assert.deepEqual([r.status, String(r.body)], [403, 'Request missing authentication'])
+  r = await call(m, '/', { auth: 'nonsense' })
+  assert.deepEqual([r.status, String(r.body)], [403, 'Request missing authentication'])
+  r = await call(m, '/', { auth: await token(n.microvmId) })
+  assert.deepEqual([r.status, String(r.body)], [403, 'Token authentication failed'])
+  r = await call({ ...m, endpoint: m.endpoint.replace(/^[^.]+/, '00000000-0000-4000-8000-000000000000') }, '/', { auth: await token(m.microvmId) })
+  assert.deepEqual([r.status, String(r.body)], [403, 'Token authentication failed'])
+})
+
+test('ports: the default, by header, not allowed, not a port, nobody listening', async () => {
+  const auth = await token(m.microvmId, [{ port: 8080 }, { range: { startPort: 9000, endPort: 9001 } }])
+  assert.equal((await call(m, '/', { auth })).status, 200)
+  assert.equal((await call(m, '/', { auth, port: 9000 })).status, 200)
+  const none = await call(m, '/', { auth, port: 9001 })
+  assert.deepEqual([none.status, String(none.body)], [502, ''])
+  const denied = await call(m, '/', { auth, port: 9002 })
+  assert.deepEqual([denied.status, String(denied.body)], [403, 'Access to port denied'])
+  for (const bad of ['x', '0', '65536', '-1', '80 80']) assert.equal((await call(m, '/', { auth, port: bad })).status, 400, bad)
+})
+
+test('the application sees the request, but not what is Stasis\'s own', async () => {
+  const r = await call(m, '/some/path?q=1', { headers: { traceparent: '00-abc', 'x-aws-proxy-other': 'x', connection: 'close, x-hop', 'x-hop': '1' } })
+  const got = JSON.parse(r.body)
+  const headers = Object.fromEntries(Object.entries(got.headers).map(([k, v]) => [k.toLowerCase(), v]))
+  assert.equal(got.path, '/some/path?q=1')
+  assert.equal(got.peer, '127.0.0.1')
+  assert.equal(headers.host, m.endpoint)
+  assert.equal(headers.traceparent, '00-abc')
+  assert.match(headers['x-amzn-requestid'], /^[0-9a-f-]{36}$/)
+  for (const h of Object.keys(headers)) assert.ok(!h.startsWith('x-aws-proxy') && !h.startsWith('x-forwarded') && h !== 'x-hop', h)
+})
+
+test('bodies pass unharmed: lengths, chunks, large ones both ways', async () => {
+  const auth = await token(m.microvmId)
+  for (const size of [0, 1, 1000, 65536, 3_000_000]) {
+    const body = randomBytes(size)
+    const sum = createHash('sha256').update(body).digest('hex')
+    assert.equal(String((await call(m, '/', { auth, method: 'POST', body })).body), sum, `${size} bytes`)
+    const chunked = await call(m, '/', { auth, method: 'POST', body, headers: { 'transfer-encoding': 'chunked' } })
+    assert.equal(String(chunked.body), sum, `${size} bytes, chunked`)
+  }
+  const big = await call(m, '/big', { auth })
+  assert.equal(createHash('sha256').update(big.body).digest('hex'), createHash('sha256').update('0123456789abcdef'.repeat(1 << 18)).digest('hex'))
+})
+
+test('HEAD, keep-alive, streaming as it comes', async () => {
+  const auth = await token(m.microvmId)
+  const agent = new https.Agent({ keepAlive: true, maxSockets: 1 })
+  const head = await call(m, '/', { auth, method: 'HEAD', agent })
+  assert.deepEqual([head.status, head.headers['content-length'], head.body.length], [200, '12345', 0])
+  for (let i = 0; i < 10; i++) assert.equal((await call(m, `/${i}`, { auth, agent })).status, 200)
+  const e = await engine()
+  const [host, port] = e.edge.split(':')
+  const times = await new Promise((resolve, reject) => {
+    const seen = []
+    https
+      .get({ host, port, agent, ca: e.ca, servername: m.endpoint.split(':')[0], path: '/stream', headers: { host: m.endpoint, 'x-aws-proxy-auth': auth } }, (r) => {
+        r.on('data', () => seen.push(Date.now()))
+        r.on('end', () => resolve(seen))
+      })
+      .on('error', reject)
+  })
+  assert.ok(times.length >= 4 && times.at(-1) - times[0] > 400, 'events came one by one')
+  agent.destroy()
+})
+
+test('100 requests at once are all answered', async () => {
+  const auth = await token(m.microvmId)
+  const all = await Promise.all(Array.from({ length: 100 }, (_, i) => call(m, `/${i}`, { auth })))
+  assert.ok(all.every((r) => r.status === 200))
+})
+
+test('stasis curl and stasis logs', async () => {
+  const r = await cli('curl', m.microvmId, '/from-cli')
+  assert.equal(r.code, 0, r.stderr)
+  assert.equal(JSON.parse(r.stdout).path, '/from-cli')
+  const logs = await cli('logs', m.microvmId)
+  assert.equal(logs.code, 0, logs.stderr)
+  assert.match(logs.stdout, /GET \/from-cli/)
+})

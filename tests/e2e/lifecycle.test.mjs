@@ -1,0 +1,131 @@
+// The life of microVMs: built, launched twice, called, suspended to nothing, woken with their state, terminated.
+import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import path from 'node:path'
+import { after, before, test } from 'node:test'
+import { api, build, call, engine, inside, removeImage, root, sleep, token, waitState } from './engine.mjs'
+
+const example = path.join(root, 'examples/python-sandbox')
+let image, a, b
+
+const python = async (microvm, code, options) => {
+  const r = await call(microvm, '/run', { method: 'POST', body: code, ...options })
+  assert.equal(r.status, 200, `POST /run answered ${r.status}: ${r.body}`)
+  const answer = JSON.parse(r.body)
+  assert.equal(answer.error, null)
+  return answer.result
+}
+
+before(async () => {
+  const { client } = await engine()
+  const left = await client.send(new api.ListMicrovmImagesCommand({}))
+  for (const i of left.items.filter((i) => i.name.startsWith('e2e-'))) await removeImage(i.imageArn).catch(() => {})
+})
+
+after(async () => {
+  const { client } = await engine()
+  for (const m of [a, b]) if (m) await client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: m.microvmId })).catch(() => {})
+})
+
+test('an image is built from a Dockerfile', async () => {
+  image = await build(
+    'e2e-sandbox',
+    { Dockerfile: readFileSync(path.join(example, 'Dockerfile')), 'server.py': readFileSync(path.join(example, 'server.py')) },
+    { hooks: { port: 8080, microvmImageHooks: { ready: 'ENABLED' }, microvmHooks: { run: 'ENABLED' } } },
+  )
+  assert.equal(image.image.state, 'CREATED', image.reason)
+  assert.equal(image.image.latestActiveImageVersion, '1.0')
+  assert.equal(image.build.buildState, 'SUCCESSFUL')
+  const { client } = await engine()
+  const details = await client.send(
+    new api.GetMicrovmImageBuildCommand({ imageIdentifier: image.arn, imageVersion: '1.0', buildId: image.build.buildId }),
+  )
+  assert.ok(details.snapshotBuild.memorySnapshotSizeInBytes > 1 << 20)
+  assert.ok(details.snapshotBuild.memorySnapshotSizeInBytes < 1 << 30)
+})
+
+test('two microVMs are launched from it and answer at endpoints of their own', async () => {
+  const { client } = await engine()
+  const idlePolicy = { maxIdleDurationSeconds: 600, suspendedDurationSeconds: 3600, autoResumeEnabled: true }
+  a = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn, idlePolicy }))
+  assert.equal(a.state, 'PENDING')
+  assert.match(a.microvmId, /^microvm-[0-9a-f-]{36}$/)
+  assert.equal(a.maximumDurationInSeconds, 28800)
+  b = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn, idlePolicy }))
+  assert.notEqual(a.endpoint, b.endpoint)
+  assert.equal(await python(a, 'x = "alpha"; open("/tmp/note", "w").write(x); x'), "'alpha'")
+  assert.equal(await python(b, 'x = "beta"; open("/tmp/note", "w").write(x); x'), "'beta'")
+  await waitState(a.microvmId, 'RUNNING')
+})
+
+test('copies draw different secrets and know the time', async () => {
+  const code = 'import secrets, random, time; (secrets.token_hex(16), random.random(), time.time())'
+  const [one, two] = await Promise.all([python(a, code), python(b, code)])
+  const parse = (s) => s.slice(1, -1).split(', ')
+  assert.notEqual(parse(one)[0], parse(two)[0])
+  assert.notEqual(parse(one)[1], parse(two)[1])
+  assert.ok(Math.abs(Number(parse(one)[2]) - Date.now() / 1000) < 5, `the clock says ${parse(one)[2]}`)
+})
+
+test('suspended ones leave no process', async () => {
+  const { client } = await engine()
+  await client.send(new api.SuspendMicrovmCommand({ microvmIdentifier: a.microvmId }))
+  await client.send(new api.SuspendMicrovmCommand({ microvmIdentifier: b.microvmId }))
+  await client.send(new api.SuspendMicrovmCommand({ microvmIdentifier: b.microvmId })) // again: the same answer
+  await waitState(a.microvmId, 'SUSPENDED')
+  await waitState(b.microvmId, 'SUSPENDED')
+  await sleep(1500)
+  const status = JSON.parse(await inside('cat /proc/[0-9]*/cgroup 2>/dev/null | grep -c /stasis/ || true; true') || '0')
+  const pool = JSON.parse((await inside('ls /run/stasis/vm | wc -l')) || '0')
+  assert.ok(status <= pool, `${status} processes in ${pool} prepared slots`)
+})
+
+test('a request wakes one, the API the other; values and files are there', async () => {
+  const { client } = await engine()
+  assert.equal(await python(a, 'x + open("/tmp/note").read()'), "'alphaalpha'")
+  await client.send(new api.ResumeMicrovmCommand({ microvmIdentifier: b.microvmId }))
+  await client.send(new api.ResumeMicrovmCommand({ microvmIdentifier: b.microvmId }))
+  await waitState(b.microvmId, 'RUNNING')
+  assert.equal(await python(b, 'x + open("/tmp/note").read()'), "'betabeta'")
+  assert.ok(Math.abs(Number(await python(b, 'time.time()')) - Date.now() / 1000) < 5)
+})
+
+test('a second sleep keeps what came after the first', async () => {
+  const { client } = await engine()
+  await python(a, 'y = [i * i for i in range(100000)]; open("/var/tmp/big", "wb").write(b"z" * 5000000)')
+  await client.send(new api.SuspendMicrovmCommand({ microvmIdentifier: a.microvmId }))
+  await waitState(a.microvmId, 'SUSPENDED')
+  assert.equal(await python(a, '(x, sum(y), len(open("/var/tmp/big", "rb").read()))'), "('alpha', 333328333350000, 5000000)")
+})
+
+test('requests that come while it sleeps are all answered', async () => {
+  const { client } = await engine()
+  await client.send(new api.SuspendMicrovmCommand({ microvmIdentifier: b.microvmId }))
+  const auth = await token(b.microvmId)
+  const answers = await Promise.all(Array.from({ length: 20 }, (_, i) => python(b, `${i} + len(x)`, { auth })))
+  assert.deepEqual(answers, Array.from({ length: 20 }, (_, i) => String(i + 4)))
+})
+
+test('terminated ones are gone, and stay listed', async () => {
+  const { client } = await engine()
+  const auth = await token(a.microvmId)
+  for (const m of [a, b]) await client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: m.microvmId }))
+  const ended = await waitState(a.microvmId, 'TERMINATED')
+  await waitState(b.microvmId, 'TERMINATED')
+  assert.equal(ended.stateReason, 'Success.')
+  assert.ok(ended.terminatedAt instanceof Date)
+  assert.equal((await call(a, '/', { auth })).status, 502)
+  await client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: a.microvmId }))
+  await assert.rejects(client.send(new api.ResumeMicrovmCommand({ microvmIdentifier: a.microvmId })), {
+    name: 'ValidationException',
+    message: `The MicroVM ${a.microvmId} has been terminated and its state cannot be changed.`,
+  })
+  const list = await client.send(new api.ListMicrovmsCommand({ imageIdentifier: image.arn }))
+  assert.deepEqual(new Set(list.items.map((m) => m.microvmId)), new Set([a.microvmId, b.microvmId]))
+  assert.equal((await inside(`ls /var/lib/stasis/microvms | wc -l`)).trim(), '0')
+})
+
+test('the image is deleted', async () => {
+  await removeImage(image.arn)
+  assert.equal((await inside(`ls /var/lib/stasis/images | wc -l`)).trim(), '0')
+})

@@ -1,0 +1,29 @@
+// What stands in for the edge's neighbours in its tests: microVMs that are answers of a table, and a VMM's vsock socket that leads to a port
+// on this host. The edge itself is the real one.
+#pragma once
+
+#include "stasisd/engine.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define DOUBLE_RUNNING "00000000-0000-4000-8000-000000000001"
+#define DOUBLE_SUSPENDED "00000000-0000-4000-8000-000000000002" // wakes within double_wake_ms
+#define DOUBLE_ASLEEP "00000000-0000-4000-8000-000000000003"
+#define DOUBLE_GONE "00000000-0000-4000-8000-000000000004"
+#define DOUBLE_FAILED "00000000-0000-4000-8000-000000000005"
+#define DOUBLE_DEAD "00000000-0000-4000-8000-000000000006" // its vsock socket does not exist
+
+extern int double_wake_ms;
+extern _Atomic unsigned double_opened;  // calls of microvm_open()
+extern _Atomic unsigned double_held;    // calls not answered yet, and routes not given back
+extern _Atomic unsigned double_active;  // microvm_route_active()
+extern _Atomic unsigned double_streams; // connections to the vsock socket so far
+
+// The id of the microVM behind an endpoint.
+const char *double_id(const char *endpoint);
+
+// Starts the vsock socket in `folder`: guest port `guest` leads to 127.0.0.1:`host`, others to themselves.
+int double_start(const char *folder, uint16_t guest, uint16_t host);
+// Cuts all streams, as the end of a VMM does.
+void double_cut(void);

@@ -1,0 +1,67 @@
+// The edge as a program of its own, in front of a server on this host, for trying it with real clients and for measuring:
+//
+//     test_edge_host <folder> <port to listen on> <port of the server> [<milliseconds to wake>]
+//
+// The folder gets keys and certificates, and a file `token` with a token for all ports of each endpoint of test_edge_double.h
+// (`<endpoint> <token>` a line). SIGTERM and SIGINT end it.
+#include "base/io.h"
+#include "edge/edge.h"
+#include "stasisd/workers.h"
+#include "test_edge_double.h"
+
+#include "base/clock.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void on_signal(uv_signal_t *handle, int number) {
+	struct engine *en = handle->data;
+	edge_stop(en);
+	loop_queue_stop(en);
+	uv_stop(en->loop);
+}
+
+static int write_tokens(const struct engine *en) {
+	static const char *const endpoints[] = {DOUBLE_RUNNING, DOUBLE_SUSPENDED, DOUBLE_ASLEEP, DOUBLE_GONE, DOUBLE_FAILED, DOUBLE_DEAD};
+	char text[8192], token[TOKEN_ROOM], path[300];
+	size_t at = 0;
+	for (size_t i = 0; i < sizeof(endpoints) / sizeof(endpoints[0]); i++) {
+		struct token_claims c = {.kind = TOKEN_HTTP, .expires_ms = (int64_t)realtime_ms() + 3600 * 1000};
+		snprintf(c.microvm, sizeof(c.microvm), "%s", double_id(endpoints[i]));
+		if (token_add_all_ports(&c, NULL) < 0 || edge_mint_token(en, &c, token, NULL) < 0)
+			return -1;
+		at += (size_t)snprintf(text + at, sizeof(text) - at, "%s %s\n", endpoints[i], token);
+	}
+	snprintf(path, sizeof(path), "%s/token", en->config.state_folder);
+	return write_file_durably(path, text, at, 0600, NULL);
+}
+
+int main(int argc, char **argv) {
+	if (argc < 4) {
+		fprintf(stderr, "usage: test_edge_host <folder> <port> <server's port> [<wake ms>]\n");
+		return 2;
+	}
+	signal(SIGPIPE, SIG_IGN);
+	static struct engine en;
+	struct error e = {0};
+	snprintf(en.config.state_folder, sizeof(en.config.state_folder), "%s", argv[1]);
+	snprintf(en.config.edge_listen, sizeof(en.config.edge_listen), "127.0.0.1:%s", argv[2]);
+	snprintf(en.config.edge_domain, sizeof(en.config.edge_domain), "microvm.localhost");
+	double_wake_ms = argc > 4 ? atoi(argv[4]) : 100;
+	en.loop = uv_default_loop();
+	if (make_folders(argv[1], 0700, &e) < 0 || loop_queue_start(&en, &e) < 0 ||
+	    double_start(argv[1], 8080, (uint16_t)atoi(argv[3])) < 0 || edge_start(&en, &e) < 0 || write_tokens(&en) < 0) {
+		fprintf(stderr, "test_edge_host: %s\n", e.message);
+		return 1;
+	}
+	uv_signal_t signals[2];
+	for (int i = 0; i < 2; i++) {
+		uv_signal_init(en.loop, &signals[i]);
+		signals[i].data = &en;
+		uv_signal_start(&signals[i], on_signal, i == 0 ? SIGTERM : SIGINT);
+	}
+	uv_run(en.loop, UV_RUN_DEFAULT);
+	return 0;
+}
