@@ -72,8 +72,10 @@ resolve() {
 			for (i = 3; i <= NF; i++)
 				if ($i ~ /:$/)
 					kind = $i
-				else if (kind == "pre:")
+				else if (kind == "pre:") {
+					sub(/^crypto-/, "", $i)
 					soft[canonical($2)] = soft[canonical($2)] " " canonical($i)
+				}
 			next
 		}
 		FILENAME == list && $0 !~ /^[ \t]*(#|$)/ {

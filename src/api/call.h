@@ -80,6 +80,8 @@ void operator_microvm_stages(struct call *c);
 void operator_shutdown(struct call *c);
 
 // Shared by the resources.
+// Whether the text is the ARN of an image of the caller's account. False: failed and answered.
+bool is_own_image_arn(struct call *c, const char *text);
 // Finds the image that an ARN names and checks that it is the caller's. False: failed and answered.
 bool find_image(struct call *c, const char *arn, struct store_image *ret);
 bool find_version(struct call *c, const struct store_image *image, const char *version, struct store_version *ret);

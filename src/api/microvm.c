@@ -115,21 +115,13 @@ static bool find_usable(struct call *c, struct store_image *image, struct store_
 		call_fail(c, 400, "ValidationException", "Malformed ARN - doesn't start with 'arn:'");
 		return false;
 	}
+	if (!is_own_image_arn(c, arn))
+		return false;
 	// A missing image is reported in other words here than elsewhere.
 	int r = store_get_image_by_arn(c->en->store, arn, image, &e);
 	if (r == -ENOENT) {
-		struct store_image unused;
-		char own[64];
-		snprintf(own, sizeof(own), ":%s:microvm-image:", c->key.account);
-		if (strstr(arn, own) == NULL)
-			return find_image(c, arn, &unused);
 		call_not_found(c, "No active version found for MicroVM image %s", arn);
 		return false;
-	}
-	if (r >= 0 && strcmp(image->account, c->key.account) != 0) {
-		store_image_clear(image);
-		struct store_image unused;
-		return find_image(c, arn, &unused);
 	}
 	if (r >= 0) {
 		r = choose_version(c, image, wanted, version, &e);

@@ -36,9 +36,8 @@ static bool parse_arn(const char *text, struct arn *ret) {
 	return true;
 }
 
-bool find_image(struct call *c, const char *text, struct store_image *ret) {
+bool is_own_image_arn(struct call *c, const char *text) {
 	struct arn arn;
-	struct error e = {0};
 	if (!parse_arn(text, &arn) || strncmp(arn.resource, "microvm-image:", 14) != 0 || !is_image_name(arn.resource + 14) ||
 	    strlen(text) >= ARN_MAX) {
 		call_fail(c, 400, "ValidationException", "Invalid ARN format: %.256s", text);
@@ -49,6 +48,13 @@ bool find_image(struct call *c, const char *text, struct store_image *ret) {
 			  c->key.account, c->operation, text);
 		return false;
 	}
+	return true;
+}
+
+bool find_image(struct call *c, const char *text, struct store_image *ret) {
+	struct error e = {0};
+	if (!is_own_image_arn(c, text))
+		return false;
 	int r = store_get_image_by_arn(c->en->store, text, ret, &e);
 	if (r == -ENOENT)
 		call_not_found(c, "MicroVMImage not found for MicroVMImageID: %s", text);
@@ -59,9 +65,12 @@ bool find_image(struct call *c, const char *text, struct store_image *ret) {
 
 void normalise_version(const char *text, char to[VERSION_TEXT]) {
 	size_t digits = strspn(text, "0123456789");
-	snprintf(to, VERSION_TEXT, "%.*s%s", VERSION_TEXT - 1, text, digits > 0 && text[digits] == '\0' ? ".0" : "");
-	// A version that does not fit cannot be one of ours: make sure that what was cut off does not make it one.
+	bool whole = digits > 0 && text[digits] == '\0';
+	// A version that does not fit is none of ours.
 	if (strlen(text) >= VERSION_TEXT - 2)
+		text = "";
+	int n = snprintf(to, VERSION_TEXT, "%s%s", text, whole && text[0] != '\0' ? ".0" : "");
+	if (n < 0 || n >= VERSION_TEXT)
 		to[0] = '\0';
 }
 

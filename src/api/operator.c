@@ -120,7 +120,7 @@ static void microvm_log(struct call *c, const char *file) {
 	if (!find_microvm(c, c->labels[0], &m))
 		return;
 	char path[400];
-	snprintf(path, sizeof(path), "%s/microvms/%s/%s", c->en->config.state_folder, m.id + strlen("microvm-"), file);
+	snprintf(path, sizeof(path), "%.255s/microvms/%.40s/%.20s", c->en->config.state_folder, m.id + strlen("microvm-"), file);
 	answer_log(c, path, strcmp(m.state, "TERMINATED") == 0);
 	store_microvm_clear(&m);
 }

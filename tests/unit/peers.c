@@ -541,12 +541,21 @@ void peers_guests_power_off(struct peers *p) {
 	pthread_mutex_unlock(&p->lock);
 }
 
+// Waits until somebody listens.
 static void all_events(struct peers *p, int kind, const char *text) {
-	pthread_mutex_lock(&p->lock);
-	for (size_t i = 0; i < CONNECTIONS; i++)
-		if (p->connections[i].fd >= 0 && p->connections[i].kind == CONNECTION_EVENTS)
-			send_event(&p->connections[i], kind, text);
-	pthread_mutex_unlock(&p->lock);
+	bool sent = false;
+	for (int i = 0; i < 5000 && !sent; i++) {
+		pthread_mutex_lock(&p->lock);
+		for (size_t k = 0; k < CONNECTIONS; k++) {
+			if (p->connections[k].fd < 0 || p->connections[k].kind != CONNECTION_EVENTS)
+				continue;
+			send_event(&p->connections[k], kind, text);
+			sent = true;
+		}
+		pthread_mutex_unlock(&p->lock);
+		if (!sent)
+			usleep(1000);
+	}
 }
 
 void peers_applications_exit(struct peers *p, int exit_code) {

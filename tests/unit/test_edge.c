@@ -94,6 +94,10 @@ static void text_add(struct text *t, const void *data, size_t n) {
 	t->data[t->size] = '\0';
 }
 
+static void say(int fd, const char *text) {
+	write_full(fd, text, strlen(text));
+}
+
 static void respond(int fd, const char *content, size_t size) {
 	char head[128];
 	int n = snprintf(head, sizeof(head), "HTTP/1.1 200 OK\r\nContent-Length: %zu\r\n\r\n", size);
@@ -121,7 +125,7 @@ static bool read_request(int fd, struct text *pending, struct http_head *h, stru
 				pending->size -= (size_t)n;
 				*no_body = slice_equals(h->target, "/c/early") || slice_equals(h->target, "/refuse");
 				if (h->expect_continue && !*no_body)
-					write_full(fd, "HTTP/1.1 100 Continue\r\n\r\n", 25);
+					say(fd, "HTTP/1.1 100 Continue\r\n\r\n");
 			}
 		}
 		while (have_head && !*no_body && !b.done && pending->size > 0) {
@@ -174,25 +178,25 @@ static bool serve_request(int fd, const struct http_head *h, const struct text *
 		size_t size = 31000;
 		char *big = malloc(size);
 		memset(big, 'x', size);
-		write_full(fd, "HTTP/1.1 200 OK\r\nX: ", 20);
+		say(fd, "HTTP/1.1 200 OK\r\nX: ");
 		write_full(fd, big, size);
-		write_full(fd, "\r\nContent-Length: 2\r\n\r\nok", 25);
+		say(fd, "\r\nContent-Length: 2\r\n\r\nok");
 		free(big);
 		return true;
 	}
 	if (slice_equals(h->target, "/hugehead")) {
 		memset(data, 'x', sizeof(data));
-		write_full(fd, "HTTP/1.1 200 OK\r\nX: ", 20);
+		say(fd, "HTTP/1.1 200 OK\r\nX: ");
 		while (write_full(fd, data, sizeof(data)) == 0)
 			;
 		return false;
 	}
 	if (h->upgrade) {
-		write_full(fd, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-A: b\r\n\r\nfirst", 93);
+		say(fd, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-A: b\r\n\r\nfirst");
 		ssize_t n;
 		while ((n = read(fd, data, sizeof(data))) > 0)
 			write_full(fd, data, (size_t)n);
-		write_full(fd, "last", 4);
+		say(fd, "last");
 		return false;
 	}
 	struct text all = {0};

@@ -98,6 +98,8 @@ static int add(struct virtio_queue *q, struct chain *c, const struct vring_desc 
 		return device_break(q->device, "readable descriptor behind a writable one");
 	if (desc->len == 0)
 		return 0;
+	if (c->readable_count + c->writable_count == QUEUE_SIZE_MAX)
+		return device_break(q->device, "chain too long");
 	void *at = memory_at(q->device->host.memory, desc->addr, desc->len);
 	if (at == NULL)
 		return device_break(q->device, "descriptor outside of memory");
@@ -130,7 +132,7 @@ static int walk(struct virtio_queue *q, struct chain *c) {
 	for (unsigned steps = 0;; steps++) {
 		if (index >= table_size)
 			return device_break(q->device, "descriptor index beyond the table");
-		if (steps >= QUEUE_SIZE_MAX || (!indirect && steps >= q->size))
+		if (steps >= (indirect ? 2 * QUEUE_SIZE_MAX : q->size))
 			return device_break(q->device, "chain too long");
 		struct vring_desc desc = copy_descriptor(table, index);
 		if ((desc.flags & VRING_DESC_F_INDIRECT) != 0) {
