@@ -18,7 +18,7 @@ setup:
 	@scripts/setup
 
 $(BUILD)/build.ninja:
-	@meson setup $(BUILD) --prefix $(STAGE) >$(BUILD)-setup.log 2>&1 || { cat $(BUILD)-setup.log; exit 1; }
+	@meson setup $(BUILD) --prefix $(STAGE) --libdir lib >$(BUILD)-setup.log 2>&1 || { cat $(BUILD)-setup.log; exit 1; }
 	@rm -f $(BUILD)-setup.log
 
 programs: setup $(BUILD)/build.ninja
@@ -26,7 +26,7 @@ programs: setup $(BUILD)/build.ninja
 	@meson install -C $(BUILD) --no-rebuild --quiet
 
 assets: programs
-	@assets/make $(STAGE)/lib/stasis/assets $(STAGE)/lib/stasis
+	@assets/make $(STAGE)/lib/stasis/assets $(BUILD)
 
 demo: all
 	@scripts/demo $(STASIS)

@@ -38,7 +38,8 @@ inputs_of() {
 	guest.initrd) echo "$here/kernel.sh" "$source/src/guest/modules.txt" "$(program stasis-init guest)" ;;
 	machine.initrd) echo "$here/kernel.sh" "$source/src/machine/modules.txt" "$(program stasis-machine-init machine)" ;;
 	system) echo "$here/system.sh" "$here/packages.sh" "$here/lib.sh" ;;
-	builder) echo "$here/system.sh" "$here/packages.sh" "$here/lib.sh" "$here"/builder/* "$(program stasis-build images/builder)" ;;
+	builder) echo "$here/system.sh" "$here/packages.sh" "$here/lib.sh" "$here"/builder/* "$(program stasis-build images/builder)" \
+		"$(program stasis-reexec.so images/builder)" ;;
 	bases) echo "$here/bases.sh" "$here/lib.sh" "$here"/bases/* ;;
 	*) fail "there is no asset '$1'" ;;
 	esac

@@ -81,7 +81,9 @@ make_builder() {
 	ln -s /var/lib/containers/cache "$tree/var/cache/containers"
 	install -m 644 "$here"/builder/{storage.conf,registries.conf,policy.json} "$tree/etc/containers"
 	install -m 755 "$(program stasis-build images/builder)" "$tree/usr/lib/stasis/build"
-	strip "$tree/usr/lib/stasis/build"
+	install -m 644 "$(program stasis-reexec.so images/builder)" "$tree/usr/lib/stasis/reexec.so"
+	strip "$tree/usr/lib/stasis/build" "$tree/usr/lib/stasis/reexec.so"
+	echo /usr/lib/stasis/reexec.so >"$tree/etc/ld.so.preload"
 	check_libraries "$tree" usr/bin/buildah usr/bin/crun usr/sbin/mke2fs usr/bin/dash usr/bin/cp usr/bin/tar
 	make_disk_of builder "$tree"
 }

@@ -392,7 +392,7 @@ static bool start_request(struct connection *c, size_t head_size) {
 	const struct http_head *h = exchange_head(x);
 	if (!h->keep_alive)
 		x->close_after = true;
-	if (h->body == HTTP_BODY_NONE) {
+	if (x->body.done) { // there is none, or it is empty
 		x->body_done = true;
 		c->state = ANSWER;
 		c->deadline_ms = 0;

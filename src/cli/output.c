@@ -92,8 +92,9 @@ void progress_step(const char *format, ...) {
 	va_start(ap, format);
 	vsnprintf(text, sizeof(text), format, ap);
 	va_end(ap);
-	if (strcmp(text, progress.text) == 0 && progress.open) {
-		fprintf(stderr, "\r\033[K  %s … %.0f s", text, (double)(monotonic_ns() - progress.since) / 1e9);
+	if (strcmp(text, progress.text) == 0) {
+		if (progress.open)
+			fprintf(stderr, "\r\033[K  %s … %.0f s", text, (double)(monotonic_ns() - progress.since) / 1e9);
 		return;
 	}
 	finish_line();

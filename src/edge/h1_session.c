@@ -20,7 +20,7 @@
 
 #define ROOM_MIN 1024     // less room than that is not worth a step
 #define CHUNK_FRAMING 32  // size line and CR LF of a chunk
-#define HELD_GONE_MS 1000 // a client that ends its side while its request is held
+#define HELD_GONE_MS 1000 // a client that ends its side before its request was delivered
 
 enum h1_state {
 	H1_READ,     // waiting for a head
@@ -54,6 +54,7 @@ struct h1 {
 	struct microvm_route *route;
 	struct upstream *upstream;
 	bool retried;
+	bool leaving; // the client ended its side while we were connecting
 	struct gate_verdict gate;
 
 	// The response.
@@ -342,8 +343,13 @@ static bool connect_step(struct h1 *s) {
 		bad_gateway(s, why);
 		return true;
 	}
-	if (s->upstream->phase != UPSTREAM_OPEN)
+	if (s->upstream->phase != UPSTREAM_OPEN) {
+		// A client that is gone needs no connection; one that has only ended its side gets the time that connecting usually takes.
+		if (s->c->eof && !s->leaving)
+			connection_set_deadline(s->c, HELD_GONE_MS);
+		s->leaving = s->c->eof;
 		return false;
+	}
 	send_head(s);
 	return true;
 }
@@ -777,7 +783,10 @@ static void expired(struct connection *c) {
 		}
 		break;
 	case H1_CONNECT:
-		bad_gateway(s, "the application could not be reached in time");
+		if (s->leaving)
+			give_up(s, "the client left");
+		else
+			bad_gateway(s, "the application could not be reached in time");
 		break;
 	default:
 		give_up(s, s->state == H1_HELD ? "the client left while its request was held" : "the client left");

@@ -43,7 +43,8 @@ void upstream_close(struct upstream *u) {
 	// A write under way still points into the buffer; libuv cancels it before it calls on_closed().
 	if (!u->writing)
 		buffer_release(&u->edge->buffers, &u->out);
-	uv_close((uv_handle_t *)&u->pipe, on_closed);
+	if (!u->reopening)
+		uv_close((uv_handle_t *)&u->pipe, on_closed);
 	uv_close((uv_handle_t *)&u->again, on_closed);
 }
 
@@ -207,13 +208,27 @@ static void on_again(uv_timer_t *timer) {
 	connect_now(timer->data);
 }
 
+// A pipe that failed to connect cannot be connected once more; a new one can.
+static void on_reopen(uv_handle_t *handle) {
+	struct upstream *u = handle->data;
+	u->reopening = false;
+	if (u->closed) {
+		unpin(u);
+		return;
+	}
+	uv_pipe_init(u->edge->engine->loop, &u->pipe, 0);
+	u->pipe.data = u;
+	uv_timer_start(&u->again, on_again, AGAIN_MS, 0);
+}
+
 static void on_connected(uv_connect_t *request, int status) {
 	struct upstream *u = request->data;
 	if (u->closed)
 		return;
 	// Many requests at once can fill the socket's backlog faster than the VMM takes them. The session's deadline ends this.
 	if (status == UV_EAGAIN) {
-		uv_timer_start(&u->again, on_again, AGAIN_MS, 0);
+		u->reopening = true;
+		uv_close((uv_handle_t *)&u->pipe, on_reopen);
 		return;
 	}
 	if (status < 0) {
@@ -222,6 +237,8 @@ static void on_connected(uv_connect_t *request, int status) {
 		u->phase = UPSTREAM_GREETING;
 		upstream_flush(u);
 		upstream_update(u);
+		if (u->broken || u->eof)
+			fail(u, "closed", 6);
 	}
 	tell(u);
 }

@@ -35,7 +35,7 @@ struct upstream {
 	bool reset;  // … and not in order
 	bool broken; // writing is of no use any more
 	bool reused; // it has carried a request before
-	bool reading, writing, ending, ended, idle, closed;
+	bool reading, writing, ending, ended, idle, reopening, closed;
 	size_t write_size;
 	uint64_t idle_since_ms;
 	unsigned pins;

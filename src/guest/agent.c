@@ -87,6 +87,8 @@ int agent_init(struct agent *a, const struct agent_options *o, struct error *e) 
 	a->control_listener = (struct source){.fd = -1, .ready = control_arrived};
 	a->stream_listener = (struct source){.fd = -1, .ready = stream_arrived};
 	a->accept_again.fire = accept_again;
+	// The JSON library's hash seed would otherwise be fetched with the first request.
+	json_object_seed(0);
 	a->random_fd = open("/dev/random", O_RDWR | O_CLOEXEC);
 	a->meminfo_fd = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
 	if (o->machine && a->random_fd < 0)

@@ -15,12 +15,14 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysinfo.h>
 #include <sys/wait.h>
 
@@ -122,6 +124,16 @@ static uint64_t half_of_memory(void) {
 	return sysinfo(&s) < 0 ? 64u << 20 : (uint64_t)s.totalram * s.mem_unit / 2;
 }
 
+// What we may, we can give; crun refuses to give more. In a guest that is everything that the kernel knows.
+static uint64_t own_capabilities(void) {
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {0};
+
+	if (syscall(SYS_capget, &header, data) < 0)
+		return 0;
+	return (uint64_t)data[1].permitted << 32 | data[0].permitted;
+}
+
 // As many as the stage allowed; elsewhere what the agent itself may have.
 static uint64_t open_files(void) {
 	struct rlimit r;
@@ -141,6 +153,7 @@ static int write_bundle(const struct application *a, const struct start_request 
 							  .user = user,
 							  .env = q->env,
 							  .all_capabilities = q->all_capabilities,
+							  .available_capabilities = own_capabilities(),
 							  .hostname = q->hostname,
 							  .root = a->paths.image,
 							  .files = a->paths.run,

@@ -10,20 +10,30 @@
 
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-static const char *const default_capabilities[] = {
-	"CAP_CHOWN",  "CAP_DAC_OVERRIDE", "CAP_FSETID",  "CAP_FOWNER",           "CAP_MKNOD",      "CAP_NET_RAW", "CAP_SETGID",
-	"CAP_SETUID", "CAP_SETFCAP",      "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",    "CAP_AUDIT_WRITE",
-};
+// CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP
+#define DEFAULT_CAPABILITIES 0xa80425fbull
 
-static const char *const further_capabilities[] = {
+// By number (capabilities(7)).
+static const char *const capability_names[] = {
+	"CAP_CHOWN",
+	"CAP_DAC_OVERRIDE",
 	"CAP_DAC_READ_SEARCH",
+	"CAP_FOWNER",
+	"CAP_FSETID",
+	"CAP_KILL",
+	"CAP_SETGID",
+	"CAP_SETUID",
+	"CAP_SETPCAP",
 	"CAP_LINUX_IMMUTABLE",
+	"CAP_NET_BIND_SERVICE",
 	"CAP_NET_BROADCAST",
 	"CAP_NET_ADMIN",
+	"CAP_NET_RAW",
 	"CAP_IPC_LOCK",
 	"CAP_IPC_OWNER",
 	"CAP_SYS_MODULE",
 	"CAP_SYS_RAWIO",
+	"CAP_SYS_CHROOT",
 	"CAP_SYS_PTRACE",
 	"CAP_SYS_PACCT",
 	"CAP_SYS_ADMIN",
@@ -32,8 +42,11 @@ static const char *const further_capabilities[] = {
 	"CAP_SYS_RESOURCE",
 	"CAP_SYS_TIME",
 	"CAP_SYS_TTY_CONFIG",
+	"CAP_MKNOD",
 	"CAP_LEASE",
+	"CAP_AUDIT_WRITE",
 	"CAP_AUDIT_CONTROL",
+	"CAP_SETFCAP",
 	"CAP_MAC_OVERRIDE",
 	"CAP_MAC_ADMIN",
 	"CAP_SYSLOG",
@@ -53,21 +66,24 @@ static json_t *string_array(const char *const *items, size_t n) {
 }
 #define STRINGS(...) string_array((const char *const[]){__VA_ARGS__}, sizeof((const char *const[]){__VA_ARGS__}) / sizeof(const char *))
 
-static json_t *capability_set(bool all) {
-	json_t *a = string_array(default_capabilities, sizeof(default_capabilities) / sizeof(*default_capabilities));
-	cleanup_json json_t *more = string_array(further_capabilities, sizeof(further_capabilities) / sizeof(*further_capabilities));
-	if (all)
-		json_array_extend(a, more);
+static json_t *capability_set(const struct runtime_options *o) {
+	uint64_t set = (o->all_capabilities ? ~0ull : DEFAULT_CAPABILITIES) & o->available_capabilities;
+	json_t *a = json_array();
+
+	for (size_t i = 0; i < sizeof(capability_names) / sizeof(*capability_names); i++)
+		if (set >> i & 1)
+			json_array_append_new(a, json_string(capability_names[i]));
 	return a;
 }
 
 // A user other than root gets them in the bounding set only: what execve(2) of a set-user-ID program could give back.
 static json_t *capabilities(const struct runtime_options *o) {
 	json_t *sets = json_object();
-	json_object_set_new(sets, "bounding", capability_set(o->all_capabilities));
+
+	json_object_set_new(sets, "bounding", capability_set(o));
 	if (o->user->uid == 0) {
-		json_object_set_new(sets, "effective", capability_set(o->all_capabilities));
-		json_object_set_new(sets, "permitted", capability_set(o->all_capabilities));
+		json_object_set_new(sets, "effective", capability_set(o));
+		json_object_set_new(sets, "permitted", capability_set(o));
 	}
 	return sets;
 }

@@ -14,6 +14,7 @@ struct runtime_options {
 	const struct user *user;
 	const json_t *env; // object of strings that win over the image's, or NULL
 	bool all_capabilities;
+	uint64_t available_capabilities; // a bit per capability that the kernel and our own rights allow
 	const char *hostname;
 	const char *root;  // folder with the application's root file system
 	const char *files; // folder with the resolv.conf, hosts and hostname to be bound into /etc

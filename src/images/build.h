@@ -29,9 +29,9 @@ struct images {
 	int running;
 	struct base_image *bases;
 	size_t base_count;
-	pthread_mutex_t builder_lock;  // one makes the builder's snapshot, the others wait
-	char builder_key[1024];        // what it must have been made from
-	char system_disk[IMAGE_PATH];  // this engine's copy of the system disk; images hold links to it
+	pthread_mutex_t builder_lock; // one makes the builder's snapshot, the others wait
+	char builder_key[1024];       // what it must have been made from
+	char system_disk[IMAGE_PATH]; // this engine's copy of the system disk; images hold links to it
 };
 
 struct build {

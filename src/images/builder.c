@@ -258,13 +258,14 @@ static int call_build(struct build *b, struct agent *a, uint64_t artifact_bytes,
 	json_t *nameservers = guest_nameservers(b->en), *reply = NULL;
 	int r = agent_call(a, agent_resume_request(true, NULL), build_time_left(b, scaled_ms(b->en, REPLY_MS)), NULL, e);
 	if (r == 0)
-		r = agent_call(a, json_pack("{s:s, s:O}", "op", "network", "nameservers", nameservers), scaled_ms(b->en, REPLY_MS), NULL, e);
+		r = agent_call(a, json_pack("{s:s, s:O}", "op", "network", "nameservers", nameservers), scaled_ms(b->en, REPLY_MS), NULL,
+			       e);
 	stages_mark(&b->stages, "agent.resume");
 	int left = build_time_left(b, 3600 * 1000 * 24);
-	json_t *request = json_pack("{s:s, s:I, s:s, s:o, s:b, s:O, s:i}", "op", "build", "artifactBytes", (json_int_t)artifact_bytes,
-				    "outputFormat", "ext4", "baseAliases", base_aliases(b->en), "network",
-				    b->settings.egress != LAUNCH_EGRESS_NONE, "nameservers", nameservers, "timeoutMs",
-				    left > 2 * BUILD_GRACE_MS ? left - BUILD_GRACE_MS : left);
+	json_t *request =
+		json_pack("{s:s, s:I, s:s, s:o, s:b, s:O, s:i}", "op", "build", "artifactBytes", (json_int_t)artifact_bytes, "outputFormat",
+			  "ext4", "baseAliases", base_aliases(b->en), "network", b->settings.egress != LAUNCH_EGRESS_NONE, "nameservers",
+			  nameservers, "timeoutMs", left > 2 * BUILD_GRACE_MS ? left - BUILD_GRACE_MS : left);
 	if (r == 0)
 		r = agent_call(a, request, left + BUILD_GRACE_MS, &reply, e);
 	else
@@ -275,10 +276,11 @@ static int call_build(struct build *b, struct agent *a, uint64_t artifact_bytes,
 	json_decref(nameservers);
 	stages_mark(&b->stages, "builder.dockerfile");
 	if (r == -ETIMEDOUT)
-		return error_named(e, r, "CONTAINER_BUILD_FAILED",
-				   "The build took longer than %lld seconds. Make the Dockerfile do less, or raise buildLimitSeconds in the engine's "
-				   "configuration.",
-				   (long long)b->en->config.build_limit_s);
+		return error_named(
+			e, r, "CONTAINER_BUILD_FAILED",
+			"The build took longer than %lld seconds. Make the Dockerfile do less, or raise buildLimitSeconds in the engine's "
+			"configuration.",
+			(long long)b->en->config.build_limit_s);
 	return r;
 }
 
@@ -317,8 +319,9 @@ int builder_run(struct build *b, uint64_t *ret_bytes, struct error *e) {
 	if (r < 0)
 		return r;
 	if (size > (uint64_t)b->en->config.artifact_limit)
-		return error_named(e, -EFBIG, "S3_INVALID_OBJECT", "The artifact has %llu bytes; at most %lld are accepted (artifactLimitBytes).",
-				   (unsigned long long)size, (long long)b->en->config.artifact_limit);
+		return error_named(e, -EFBIG, "S3_INVALID_OBJECT",
+				   "The artifact has %llu bytes; at most %lld are accepted (artifactLimitBytes).", (unsigned long long)size,
+				   (long long)b->en->config.artifact_limit);
 	if (size == 0)
 		return error_named(e, -EINVAL, "ARCHIVE_INVALID", "The artifact is empty; it must be a zip with a Dockerfile at its root.");
 	output_log_note(&b->log, "artifact %s: %llu bytes", uri, (unsigned long long)size);

@@ -41,10 +41,8 @@ static int read_bases(struct images *im, const json_t *manifest) {
 			free(own_version);
 			continue;
 		}
-		im->bases[im->base_count++] =
-			(struct base_image){.name = own_name,
-					    .version = own_version,
-					    .created_ms = json_integer_value(json_object_get(base, "createdMs"))};
+		im->bases[im->base_count++] = (struct base_image){
+			.name = own_name, .version = own_version, .created_ms = json_integer_value(json_object_get(base, "createdMs"))};
 	}
 	return 0;
 }
@@ -194,7 +192,8 @@ static void fail_interrupted(struct engine *en, struct store_image *image) {
 		r = store_list_builds(en->store, image->uuid, x.version.version, NULL, 50, find_build, &x, next, &e);
 	if (r >= 0 && x.found_version && x.found_build)
 		r = build_record_failure(en, image, &x.version, &x.build,
-					 "INTERNAL_PLATFORM_ERROR: The engine stopped while the image was being built. Build it again.", &e);
+					 "INTERNAL_PLATFORM_ERROR: The engine stopped while the image was being built. Build it again.",
+					 &e);
 	if (r < 0)
 		log_error("build.interrupted", LOG_S("image", image->arn), LOG_S("message", e.message));
 	else

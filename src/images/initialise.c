@@ -21,7 +21,7 @@
 
 #define BOOT_MS 120000
 #define REPLY_MS 60000
-#define SETTLE_MAX_MS 5000  // without a ready hook: at most this, scaled
+#define SETTLE_MAX_MS 5000 // without a ready hook: at most this, scaled
 #define SETTLE_LIMIT_MS 30000
 #define SETTLE_POLL_MS 200
 #define SETTLE_AFTER_MS 300 // from the first accepted connection to the snapshot
@@ -85,9 +85,10 @@ static int start_application(struct build *b, struct agent *a, struct error *e) 
 }
 
 static int application_ended(const struct build *b, int exit_code, struct error *e) {
-	return error_set(e, -EREMOTEIO,
-			 "The application ended with exit code %d before the snapshot could be taken; it must keep running. Its last output: %.200s",
-			 exit_code, b->log.last_size > 0 ? b->log.last : "(none)");
+	return error_set(
+		e, -EREMOTEIO,
+		"The application ended with exit code %d before the snapshot could be taken; it must keep running. Its last output: %.200s",
+		exit_code, b->log.last_size > 0 ? b->log.last : "(none)");
 }
 
 // -EREMOTEIO with a reason when the application has ended.

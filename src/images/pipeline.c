@@ -36,7 +36,7 @@ static void set_state(char to[STATE_TEXT], const char *state) {
 
 // Everything of a version but its log.
 static void remove_files(const char *folder) {
-	static const char *const names[] = {"disk.new",   "disk.ext4",   "system.ext4", "memory",   "state",
+	static const char *const names[] = {"disk.new",   "disk.ext4", "system.ext4", "memory",      "state",
 					    "memory.new", "state.new", "validate",    "console.log", "builder.console"};
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
 		char path[IMAGE_PATH + 64];
@@ -128,10 +128,11 @@ static int steps(struct build *b, struct error *e) {
 // The record's reason: the service's code where there is one, and a sentence.
 static void describe(const struct build *b, const struct error *e, char to[REASON_MAX]) {
 	struct statvfs disk;
-	bool full = e->code == -ENOSPC || (statvfs(b->en->config.state_folder, &disk) == 0 &&
-					   (uint64_t)disk.f_bavail * disk.f_frsize < DISK_FULL_BYTES);
+	bool full = e->code == -ENOSPC ||
+		    (statvfs(b->en->config.state_folder, &disk) == 0 && (uint64_t)disk.f_bavail * disk.f_frsize < DISK_FULL_BYTES);
 	if (full && strcmp(e->name, "DISK_STORAGE_FULL") != 0)
-		snprintf(to, REASON_MAX, "DISK_STORAGE_FULL: The disk of the engine is full. Remove images or MicroVMs, or give it more room. (%.300s)",
+		snprintf(to, REASON_MAX,
+			 "DISK_STORAGE_FULL: The disk of the engine is full. Remove images or MicroVMs, or give it more room. (%.300s)",
 			 e->message);
 	else if (e->name[0] != '\0')
 		snprintf(to, REASON_MAX, "%s: %.450s", e->name, e->message);

@@ -12,11 +12,17 @@
 #define LAUNCH_SLOTS_MAX 4096
 #define LAUNCH_STASISD_FD 3 // stasisd's end of the pair
 
+// The guest's link-layer address; its IP address and its gateway's are in guest/guest.h. The slot lets nothing else pass.
+#define LAUNCH_GUEST_MAC {0x02, 0x53, 0x54, 0x00, 0x00, 0x02}
+
 enum launch_kind {
-	LAUNCH_TAKE = 1,            // struct launch_take; gives a slot (from the pool, or made now)
-	LAUNCH_END = 2,             // struct launch_end; kills the VMM and removes everything of the slot; answered when it is gone
-	LAUNCH_LIST = 3,            // struct launch_header; answered by one LAUNCH_LIST reply per living slot, then one with an empty name
-	LAUNCH_EVENT_ENDED = 0x100, // struct launch_reply, sequence 0: the VMM process ended by itself; result is its wait status
+	LAUNCH_TAKE = 1, // struct launch_take; gives a slot (from the pool, or made now)
+	LAUNCH_END = 2,  // struct launch_end; kills the VMM and removes everything of the slot; answered when it is gone. A slot that is
+			 // not there (any more) is a success
+	LAUNCH_LIST = 3, // struct launch_header; answered by one LAUNCH_LIST reply per taken slot that lives, then one with an empty name
+	// struct launch_reply, sequence 0: the VMM process of a taken slot ended by itself; result is its wait status (-1: not known, it was taken
+	// over from an earlier stasis-launch). Its slot is removed without being asked.
+	LAUNCH_EVENT_ENDED = 0x100,
 };
 
 enum launch_egress {

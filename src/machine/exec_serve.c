@@ -4,6 +4,7 @@
 #include "base/cleanup.h"
 #include "base/io.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -12,17 +13,20 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+// Ports are named after their device's place among all virtio devices; ours is told by its own name.
 static int open_port(struct error *e) {
-	for (int i = 1; i < 16; i++) {
-		char path[96], name[64] = "";
-		snprintf(path, sizeof(path), "/sys/class/virtio-ports/vport0p%d/name", i);
-		cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+	cleanup_dir DIR *ports = opendir("/sys/class/virtio-ports");
+	struct dirent *entry;
+	while (ports != NULL && (entry = readdir(ports)) != NULL) {
+		char path[300], name[64] = "";
+		snprintf(path, sizeof(path), "%s/name", entry->d_name);
+		cleanup_close int fd = openat(dirfd(ports), path, O_RDONLY | O_CLOEXEC);
 		if (fd < 0)
 			continue;
 		ssize_t n = read(fd, name, sizeof(name) - 1);
 		if (n <= 0 || strncmp(name, EXEC_PORT_NAME "\n", sizeof(EXEC_PORT_NAME)) != 0)
 			continue;
-		snprintf(path, sizeof(path), "/dev/vport0p%d", i);
+		snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
 		int port = open(path, O_RDWR | O_CLOEXEC);
 		return port < 0 ? error_errno(e, "cannot open %s", path) : port;
 	}
@@ -38,15 +42,14 @@ static int send_frame(int port, enum exec_kind kind, const void *data, uint32_t 
 
 // Reads exactly n bytes. While nobody holds the other end the port reads as ended: wait for somebody.
 static void read_port(int port, void *to, size_t n) {
-	for (char *p = to; n > 0;) {
-		ssize_t got = read(port, p, n);
+	for (size_t done = 0; done < n;) {
+		ssize_t got = read(port, (char *)to + done, n - done);
 		if (got <= 0) {
-			p = to;
+			done = 0;
 			usleep(50 * 1000);
 			continue;
 		}
-		p += got;
-		n -= (size_t)got;
+		done += (size_t)got;
 	}
 }
 

@@ -133,7 +133,9 @@ static void start_exec_server(void) {
 	setsid();
 	setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", 1);
 	setenv("HOME", "/root", 1);
-	exec_serve(&e);
+	// The port's name arrives a while after its driver.
+	for (int tries = 0; exec_serve(&e) == -ENODEV && tries < 100; tries++)
+		usleep(100000);
 	printf("machine: exec: %s\n", e.message);
 	fflush(stdout);
 	_exit(1);

@@ -70,7 +70,7 @@ static int errno_of_name(const char *name) {
 		const char *name;
 		int code;
 	} names[] = {{"ECONNREFUSED", ECONNREFUSED}, {"ECONNRESET", ECONNRESET}, {"ETIMEDOUT", ETIMEDOUT},
-		     {"ENOTCONN", ENOTCONN},	     {"EAGAIN", EAGAIN},	 {"EINVAL", EINVAL}};
+		     {"ENOTCONN", ENOTCONN},         {"EAGAIN", EAGAIN},         {"EINVAL", EINVAL}};
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (strcmp(names[i].name, name) == 0)
 			return -names[i].code;
@@ -247,16 +247,19 @@ json_t *agent_freeze_request(void) {
 }
 
 json_t *agent_hook_request(const char *name, int port, int timeout_ms, const char *body, bool retry503) {
-	json_t *request = json_pack("{s:s, s:s, s:i, s:i, s:b}", "op", "hook", "name", name, "port", port, "timeoutMs", timeout_ms, "retry503",
-				    (int)retry503);
+	json_t *request = json_pack("{s:s, s:s, s:i, s:i, s:b}", "op", "hook", "name", name, "port", port, "timeoutMs", timeout_ms,
+				    "retry503", (int)retry503);
 	if (request != NULL && body != NULL)
 		json_object_set_new(request, "body", json_string(body));
 	return request;
 }
 
 int agent_receive_hook(struct agent *a, int timeout_ms, struct hook_answer *ret, struct error *e) {
-	static const char *const names[] = {
-		[HOOK_OK] = "ok", [HOOK_STATUS] = "status", [HOOK_TIMEOUT] = "timeout", [HOOK_EXITED] = "exited", [HOOK_REFUSED] = "refused"};
+	static const char *const names[] = {[HOOK_OK] = "ok",
+					    [HOOK_STATUS] = "status",
+					    [HOOK_TIMEOUT] = "timeout",
+					    [HOOK_EXITED] = "exited",
+					    [HOOK_REFUSED] = "refused"};
 	json_t *reply = NULL;
 	int r = agent_receive(a, timeout_ms, &reply, e);
 	if (r < 0)
@@ -297,19 +300,22 @@ void hook_reason(const char *hook, bool build, int port, int timeout_ms, const s
 			snprintf(to, room, "%s hook check failed: the application returned a %s (HTTP %dxx) response", name,
 				 a->status < 500 ? "client error" : "server error", a->status / 100);
 		else
-			snprintf(to, room,
-				 "%s %shook returned HTTP status %d. Please check your hook endpoint and application logs for more details.",
-				 name, kind, a->status);
+			snprintf(
+				to, room,
+				"%s %shook returned HTTP status %d. Please check your hook endpoint and application logs for more details.",
+				name, kind, a->status);
 		break;
 	case HOOK_TIMEOUT:
 		snprintf(to, room, "%s %shook invocation timed out after %s%s", name, kind, time,
 			 build ? "" : ". Answer sooner, or set a longer time-out for the hook in the image.");
 		break;
 	case HOOK_EXITED:
-		snprintf(to, room, "%s %shook failed: the application ended before it answered. Please check your application logs.", name, kind);
+		snprintf(to, room, "%s %shook failed: the application ended before it answered. Please check your application logs.", name,
+			 kind);
 		break;
 	case HOOK_REFUSED:
-		snprintf(to, room, "%s %shook invocation timed out after %s: nothing accepted connections on port %d.", name, kind, time, port);
+		snprintf(to, room, "%s %shook invocation timed out after %s: nothing accepted connections on port %d.", name, kind, time,
+			 port);
 		break;
 	}
 }

@@ -11,8 +11,8 @@
 struct events;
 
 struct events_handler {
-	void (*exited)(void *arg, int exit_code);          // the application ended
-	void (*progress)(void *arg, const json_t *event);  // may be NULL
+	void (*exited)(void *arg, int exit_code);         // the application ended
+	void (*progress)(void *arg, const json_t *event); // may be NULL
 	void *arg;
 };
 

@@ -104,7 +104,8 @@ int launcher_open(int fd, struct watcher *w, struct launcher **ret, struct error
 	socklen_t size = sizeof(type);
 	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type != SOCK_SEQPACKET)
 		return error_set(e, -ENOTCONN,
-				 "descriptor %d is not a connection to stasis-launch; stasisd is started by stasis-launch, not by hand", fd);
+				 "descriptor %d is not a connection to stasis-launch; stasisd is started by stasis-launch, not by hand",
+				 fd);
 	struct launcher *l = calloc(1, sizeof(*l));
 	if (l == NULL)
 		return error_set(e, -ENOMEM, "out of memory connecting to stasis-launch");

@@ -33,8 +33,8 @@ enum microvm_state { STATE_PENDING, STATE_RUNNING, STATE_SUSPENDING, STATE_SUSPE
 
 #define AGENT_CONNECT_MS 30000 // after a restore the agent listens at once; this is for an overloaded host
 #define AGENT_REPLY_MS 30000
-#define DRAIN_MS 5000          // how long a suspend waits for requests that are being answered
-#define EXIT_GRACE_MS 1000     // between the application's end and that of its microVM
+#define DRAIN_MS 5000      // how long a suspend waits for requests that are being answered
+#define EXIT_GRACE_MS 1000 // between the application's end and that of its microVM
 
 struct waiter {
 	struct waiter *next;
@@ -56,14 +56,14 @@ struct microvm {
 
 	pthread_mutex_t commit;
 	pthread_mutex_t lock;
-	pthread_cond_t changed;     // busy, recorded, route->active
+	pthread_cond_t changed;      // busy, recorded, route->active
 	struct store_microvm record; // config is this object's
 	enum microvm_state state;
 	bool busy;
-	bool resuming;  // a resume is under way or submitted
-	int recorded;   // of a new microVM: 0 on its way to the store, 1 there, -1 refused
+	bool resuming; // a resume is under way or submitted
+	int recorded;  // of a new microVM: 0 on its way to the store, 1 there, -1 refused
 	bool terminate_hook;
-	int agent_fd;   // that an operation waits on; -1: none. A Terminate shuts it down
+	int agent_fd; // that an operation waits on; -1: none. A Terminate shuts it down
 	struct waiter *waiters;
 	size_t waiter_count;
 	struct microvm_route *route; // while RUNNING
@@ -105,7 +105,7 @@ struct microvm *microvm_ref(struct microvm *m);
 void microvm_unref(struct microvm *m);
 void registry_add(struct microvm *m); // the table has a reference of its own
 void registry_remove(struct microvm *m);
-void registry_bury(struct microvm *m); // TERMINATED: stays findable for a while
+void registry_bury(struct microvm *m);                                           // TERMINATED: stays findable for a while
 struct microvm *registry_find(struct engine *en, const char *id);                // a reference, or NULL
 struct microvm *registry_find_endpoint(struct engine *en, const char *endpoint); // a reference, or NULL
 // Fills a fresh array with references to all (tombstones too). Returns how many; the caller releases them and the array.
@@ -166,7 +166,7 @@ int microvm_unresume(struct microvm *m);
 
 // idle.c ----------------------------------------------------------------------------------------------------------------------
 int timers_begin(struct engine *en, struct error *e);
-void timers_end(struct engine *en); // loop thread
+void timers_end(struct engine *en);       // loop thread
 void microvm_schedule(struct microvm *m); // computes the next deadline anew
 
 // adopt.c ---------------------------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ struct output_log {
 	int fd;
 	char path[OUTPUT_LOG_PATH];
 	uint64_t size, limit;
-	bool rotate;   // at the limit: keep one older file (<path>.1) and begin anew; otherwise stop with a notice
+	bool rotate; // at the limit: keep one older file (<path>.1) and begin anew; otherwise stop with a notice
 	bool full;
-	int open_kind; // stream whose line is not finished; 0: at the start of a line
+	int open_kind;          // stream whose line is not finished; 0: at the start of a line
 	char last[OUTPUT_TAIL]; // the newest line that was not empty, for reasons
 	size_t last_size;
 	bool last_done; // the next byte begins a new line

@@ -74,7 +74,8 @@ static int launch(struct microvm *m, const char *payload, struct stages *stages,
 	reason[0] = '\0';
 	int r = mkdir(m->folder, 0750) < 0 ? error_errno(&e, "cannot create %s", m->folder) : 0;
 	if (r == 0)
-		r = slot_take(m->en, run_egress(m->record.config, m->settings.egress), m->settings.vcpus, m->settings.memory_mib, &m->slot, &e);
+		r = slot_take(m->en, run_egress(m->record.config, m->settings.egress), m->settings.vcpus, m->settings.memory_mib, &m->slot,
+			      &e);
 	stages_mark(stages, "launch.take");
 	if (r == 0) {
 		const struct slot_restore restore = {.image_folder = m->image_folder, .own_folder = m->folder};

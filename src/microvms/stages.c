@@ -32,7 +32,8 @@ void stages_flush(struct engine *en, struct stages *s) {
 	add(s, s->operation, s->begun_ns, s->last_ns);
 	for (size_t i = 0; i < s->count; i++) {
 		const struct stage *x = &s->list[i];
-		log_info("stage", LOG_S("subject", s->subject), LOG_S("operation", s->operation), LOG_S("stage", x->name), LOG_U("us", x->us));
+		log_info("stage", LOG_S("subject", s->subject), LOG_S("operation", s->operation), LOG_S("stage", x->name),
+			 LOG_U("us", x->us));
 		struct error e;
 		if (store_add_stage(en->store, s->subject, x->name, x->started_ms, x->us, s->operation, &e) < 0)
 			log_warn("stage.store", LOG_S("subject", s->subject), LOG_S("message", e.message));

@@ -124,7 +124,8 @@ static void deliver(void *arg) {
 	free(d);
 }
 
-static void answer(struct engine *en, const struct waiter *w, enum microvm_open_result result, struct microvm_route *route, const char *why) {
+static void answer(struct engine *en, const struct waiter *w, enum microvm_open_result result, struct microvm_route *route,
+		   const char *why) {
 	struct delivery *d = calloc(1, sizeof(*d));
 	if (d == NULL) {
 		log_error("microvm.open", LOG_S("message", "out of memory: a request was lost"));

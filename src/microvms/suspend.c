@@ -163,7 +163,8 @@ int microvm_suspend_now(struct microvm *m, enum suspend_cause cause, struct erro
 		return r;
 	stages_mark(&stages, "store.commit");
 	// When the idle period is over, whoever still holds the endpoint open is silent; unless a byte came just now.
-	if (cause == SUSPEND_ASKED || (cause == SUSPEND_IDLE && (int64_t)monotonic_ms() < m->last_activity_ms + m->record.max_idle_s * 1000)) {
+	if (cause == SUSPEND_ASKED ||
+	    (cause == SUSPEND_IDLE && (int64_t)monotonic_ms() < m->last_activity_ms + m->record.max_idle_s * 1000)) {
 		microvm_drain(m, DRAIN_MS);
 		stages_mark(&stages, "drain");
 	}
@@ -191,8 +192,8 @@ int microvm_lookup(struct engine *en, const char *id, struct microvm **ret, stru
 	int r = store_get_microvm(en->store, id, &record, e);
 	store_microvm_clear(&record);
 	if (r == 0)
-		return error_named(e, -ESTALE, "ValidationException",
-				   "The MicroVM %s has been terminated and its state cannot be changed.", id);
+		return error_named(e, -ESTALE, "ValidationException", "The MicroVM %s has been terminated and its state cannot be changed.",
+				   id);
 	if (r == -ENOENT)
 		return error_named(e, r, "ResourceNotFoundException", "MicroVM not found: %s", id);
 	return r;

@@ -76,8 +76,7 @@ static int receive(struct vmm *v, int timeout_ms, struct answer *a, size_t *size
 }
 
 static const char *request_name(uint32_t kind) {
-	static const char *const names[] = {"?",      "prepare", "boot",     "restore", "pause",
-					    "resume", "snapshot", "stats", "quit"};
+	static const char *const names[] = {"?", "prepare", "boot", "restore", "pause", "resume", "snapshot", "stats", "quit"};
 	return kind < sizeof(names) / sizeof(names[0]) ? names[kind] : names[0];
 }
 
@@ -88,13 +87,16 @@ static int call_vmm(struct vmm *v, struct vmm_header *h, size_t size, const int 
 	h->magic = VMM_CONTROL_MAGIC;
 	h->sequence = ++v->sequence;
 	int r = send_with_fds(v->fd, h, size, fds, nfds);
+	if (r == -EPIPE || r == -ECONNRESET)
+		note_gone(v);
 	if (r < 0)
 		return error_set(e, r, "cannot send a %s request to the VMM: %s", request_name(h->kind), strerror(-r));
 	uint64_t until = monotonic_ms() + (uint64_t)timeout_ms;
 	for (;;) {
 		uint64_t now = monotonic_ms();
 		if (now >= until)
-			return error_set(e, -ETIMEDOUT, "the VMM did not answer a %s request within %d ms", request_name(h->kind), timeout_ms);
+			return error_set(e, -ETIMEDOUT, "the VMM did not answer a %s request within %d ms", request_name(h->kind),
+					 timeout_ms);
 		r = receive(v, (int)(until - now), a, answer_size);
 		if (r < 0)
 			return error_set(e, r, "the VMM went away during a %s request: %s", request_name(h->kind), strerror(-r));
@@ -169,22 +171,6 @@ int vmm_stats(struct vmm *v, struct vmm_stats *ret, struct error *e) {
 	if (r == 0 && ret != NULL)
 		*ret = a.stats;
 	return r;
-}
-
-int vmm_quit(struct vmm *v, struct error *e) {
-	struct answer a;
-	size_t size;
-	int r = call_plain(v, VMM_QUIT, &a, &size, e);
-	if (r < 0 && r != -ECONNRESET)
-		return r;
-	uint64_t until = monotonic_ms() + VMM_SHORT_MS;
-	for (uint64_t now; r != -ECONNRESET && (now = monotonic_ms()) < until;) {
-		r = receive(v, (int)(until - now), &a, &size);
-		if (r < 0 && r != -ECONNRESET && r != -EBADMSG)
-			break;
-	}
-	vmm_close(v);
-	return r == -ECONNRESET ? 0 : error_set(e, -ETIMEDOUT, "the VMM did not end within %d ms", VMM_SHORT_MS);
 }
 
 bool vmm_look(struct vmm *v) {

@@ -14,7 +14,7 @@
 struct vmm {
 	int fd; // -1: not connected
 	uint64_t sequence;
-	bool ended;      // the EXITED event came, a reply said so, or the connection is gone
+	bool ended; // the EXITED event came, a reply said so, or the connection is gone
 	enum vmm_exit exit;
 	char reason[VMM_REPLY_TEXT_MAX]; // of the end, for people
 	uint32_t state;                  // enum vmm_state of the last reply
@@ -36,10 +36,6 @@ int vmm_pause(struct vmm *v, struct error *e);
 int vmm_resume(struct vmm *v, struct error *e);
 int vmm_snapshot(struct vmm *v, uint32_t flags, int state_fd, int memory_fd, struct error *e);
 int vmm_stats(struct vmm *v, struct vmm_stats *ret, struct error *e);
-
-// Asks the VMM to flush its disks and end, and waits until it has (at most VMM_SHORT_MS): then everything that the guest wrote is in the
-// layer's file.
-int vmm_quit(struct vmm *v, struct error *e);
 
 // Reads what the VMM said by itself without blocking. Returns true when the guest or the VMM has ended: see v->exit, v->reason.
 bool vmm_look(struct vmm *v);

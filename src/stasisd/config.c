@@ -33,9 +33,9 @@ struct member {
 };
 
 #define TEXT(n, k, field, def) \
-	{.name = (n), .kind = (k), .offset = offsetof(struct config, field), .size = sizeof(((struct config *)0)->field), .text = (def)}
+	{ .name = (n), .kind = (k), .offset = offsetof(struct config, field), .size = sizeof(((struct config *)0)->field), .text = (def) }
 #define NUMBER(n, k, field, lo, hi, def) \
-	{.name = (n), .kind = (k), .offset = offsetof(struct config, field), .least = (lo), .most = (hi), .number = (def)}
+	{ .name = (n), .kind = (k), .offset = offsetof(struct config, field), .least = (lo), .most = (hi), .number = (def) }
 
 static const struct member members[] = {
 	TEXT("stateFolder", MEMBER_PATH, state_folder, "/var/lib/stasis"),
@@ -109,7 +109,8 @@ static int take_text(struct config *c, const struct member *m, const char *text,
 	if (m->kind == MEMBER_PATH && text[0] != '/')
 		return error_set(e, -EINVAL, "%s: \"%s\" must be an absolute path, not \"%s\"", name, m->name, text);
 	if (m->kind == MEMBER_ADDRESS && !is_address(text))
-		return error_set(e, -EINVAL, "%s: \"%s\" must be an address and a port such as \"127.0.0.1:7411\", not \"%s\"", name, m->name, text);
+		return error_set(e, -EINVAL, "%s: \"%s\" must be an address and a port such as \"127.0.0.1:7411\", not \"%s\"", name,
+				 m->name, text);
 	if (m->kind == MEMBER_ACCOUNT && !is_account(text))
 		return error_set(e, -EINVAL, "%s: \"%s\" must be twelve digits, not \"%s\"", name, m->name, text);
 	if (m->kind == MEMBER_LEVEL && !is_level(text))
@@ -136,7 +137,8 @@ static int take_member(struct config *c, const struct member *m, const json_t *v
 		return error_set(e, -EINVAL, "%s: \"%s\" must be a%s number", name, m->name, m->kind == MEMBER_REAL ? "" : " whole");
 	double number = json_number_value(v);
 	if (!(number >= m->least && number <= m->most))
-		return error_set(e, -EINVAL, "%s: \"%s\" must be between %.15g and %.15g, not %.15g", name, m->name, m->least, m->most, number);
+		return error_set(e, -EINVAL, "%s: \"%s\" must be between %.15g and %.15g, not %.15g", name, m->name, m->least, m->most,
+				 number);
 	put_number(c, m, number);
 	return 0;
 }
@@ -159,7 +161,8 @@ int config_parse(const char *text, size_t size, const char *name, struct config 
 		for (size_t k = 0; k < MEMBERS && m == NULL; k++)
 			if (strcmp(members[k].name, json_object_iter_key(i)) == 0)
 				m = &members[k];
-		r = m == NULL ? error_set(e, -EINVAL, "%s: unknown member \"%.64s\"; see docs/configuration.md", name, json_object_iter_key(i))
+		r = m == NULL ? error_set(e, -EINVAL, "%s: unknown member \"%.64s\"; see docs/configuration.md", name,
+					  json_object_iter_key(i))
 			      : take_member(&c, m, json_object_iter_value(i), name, e);
 	}
 	json_decref(root);

@@ -139,7 +139,8 @@ static void start(void *unused) {
 	if (r == 0)
 		r = put_first_key(&e);
 	if (r == 0)
-		r = artifacts_start(engine.store, engine.config.state_folder, (uint64_t)engine.config.artifact_limit, &engine.artifacts, &e);
+		r = artifacts_start(engine.store, engine.config.state_folder, (uint64_t)engine.config.artifact_limit, &engine.artifacts,
+				    &e);
 	if (r == 0)
 		r = microvms_start(&engine, &e); // first, because it ends the slots that builds of the last stasisd were using
 	if (r == 0)

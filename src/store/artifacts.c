@@ -568,9 +568,10 @@ struct part {
 static int find_parts(struct artifacts *a, const char *id, const struct upload_part *named, size_t n, struct part *ret, struct error *e) {
 	struct store *s = a->store;
 	uint64_t total = 0;
-	for (size_t i = 0; i < n; i++) {
-		if (i > 0 && named[i].number <= named[i - 1].number)
+	for (size_t i = 1; i < n; i++)
+		if (named[i].number <= named[i - 1].number)
 			return error_named(e, -EINVAL, "InvalidPartOrder", "The list of parts was not in ascending order. Parts must be ordered by part number.");
+	for (size_t i = 0; i < n; i++) {
 		db_statement st = NULL;
 		int r = db_query(s, &st, e, "SELECT file, size, etag FROM parts WHERE upload=? AND number=?", "si", id, (int64_t)named[i].number);
 		if (r >= 0)

@@ -263,7 +263,10 @@ static bool serve_request(struct peers *p, struct connection *c, const json_t *q
 		usleep((unsigned)delay * 1000);
 		pthread_mutex_lock(&p->lock);
 		json_object_set_new(reply, "status", json_integer(p->status[hook]));
-		json_object_set_new(reply, "result", json_string(p->status[hook] == 200 ? "ok" : p->status[hook] == 0 ? "timeout" : "status"));
+		json_object_set_new(reply, "result",
+				    json_string(p->status[hook] == 200 ? "ok"
+						: p->status[hook] == 0 ? "timeout"
+								       : "status"));
 		json_object_set_new(reply, "elapsedMs", json_integer(delay));
 	} else if (strcmp(op, "state") == 0) {
 		json_object_set_new(reply, "application", json_string("running"));
@@ -527,9 +530,8 @@ int peers_hook_calls(struct peers *p, const char *hook) {
 }
 
 void peers_guests_power_off(struct peers *p) {
-	struct vmm_reply event = {.header = {.magic = VMM_CONTROL_MAGIC, .kind = VMM_EVENT_EXITED},
-				  .state = VMM_STATE_EXITED,
-				  .exit = VMM_EXIT_POWEROFF};
+	struct vmm_reply event = {
+		.header = {.magic = VMM_CONTROL_MAGIC, .kind = VMM_EVENT_EXITED}, .state = VMM_STATE_EXITED, .exit = VMM_EXIT_POWEROFF};
 	pthread_mutex_lock(&p->lock);
 	for (size_t i = 0; i < CONNECTIONS; i++) {
 		const struct connection *c = &p->connections[i];

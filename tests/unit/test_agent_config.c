@@ -157,6 +157,7 @@ static json_t *make(const char *image_text, const char *spec, const char *env_te
 							     .user = &u,
 							     .env = env,
 							     .all_capabilities = all,
+							     .available_capabilities = ~0ull,
 							     .hostname = "micro",
 							     .root = "/run/stasis/image",
 							     .files = "/run/stasis",

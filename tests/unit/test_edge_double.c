@@ -224,7 +224,8 @@ int double_start(const char *folder, uint16_t guest, uint16_t host) {
 	snprintf(vsock_path, sizeof(vsock_path), "%s/vsock.sock", folder);
 	snprintf(dead_path, sizeof(dead_path), "%s/none.sock", folder);
 	unlink(vsock_path);
-	int fd = unix_listen(vsock_path, SOCK_STREAM, 128, NULL);
+	// A short backlog: the edge must bear a VMM that is slow to accept.
+	int fd = unix_listen(vsock_path, SOCK_STREAM, 4, NULL);
 	pthread_t t;
 	if (fd < 0 || pthread_create(&t, NULL, serve, (void *)(intptr_t)fd) != 0)
 		return -1;

@@ -236,7 +236,8 @@ static void on_opened(void *arg, enum microvm_open_result result, struct microvm
 	pthread_mutex_unlock(&o->lock);
 }
 
-#define OPENED {.lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER}
+#define OPENED \
+	{ .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER }
 
 static void wait_opened(struct opened *o, int answers) {
 	struct timespec until;
@@ -329,7 +330,9 @@ static void test_run_fails(void **state) {
 	static const struct {
 		enum fault fault;
 		const char *reason;
-	} cases[] = {{FAULT_TAKE, "no slot is left"}, {FAULT_RESTORE, "refused to restore"}, {FAULT_AGENT_MUTE, "did not answer"},
+	} cases[] = {{FAULT_TAKE, "no slot is left"},
+		     {FAULT_RESTORE, "refused to restore"},
+		     {FAULT_AGENT_MUTE, "did not answer"},
 		     {FAULT_DIE_IN_RESUME, "The VMM of the MicroVM ended unexpectedly."}};
 	add_image(all_hooks);
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -349,8 +352,9 @@ static void test_run_hook_fails(void **state) {
 	struct store_microvm r = run();
 	open_expecting(r.endpoint, MICROVM_OPEN_GONE); // held until it was clear
 	wait_state(r.id, "TERMINATED");
-	assert_string_equal(get(r.id).state_reason, "Run lifecycle hook returned HTTP status 400. Please check your hook endpoint and application "
-						    "logs for more details.");
+	assert_string_equal(get(r.id).state_reason,
+			    "Run lifecycle hook returned HTTP status 400. Please check your hook endpoint and application "
+			    "logs for more details.");
 	peers_hook_status(peers, "run", 0);
 	r = run();
 	wait_state(r.id, "TERMINATED");

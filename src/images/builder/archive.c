@@ -227,7 +227,7 @@ int archive_check(const struct archive_source *s, const struct archive_limits *l
 		const char *base = strrchr(name, '/');
 		if (strcmp(name, wanted) == 0)
 			ret->has_dockerfile = true;
-		else if (base != NULL && strcmp(base + 1, wanted) == 0 && ret->elsewhere[0] == 0)
+		else if (strcasecmp(base != NULL ? base + 1 : name, wanted) == 0 && ret->elsewhere[0] == 0)
 			printable(name, ret->elsewhere);
 		if (archive_entry_filetype(entry) == AE_IFREG && archive_entry_size_is_set(entry))
 			ret->bytes += (uint64_t)archive_entry_size(entry);
@@ -253,7 +253,8 @@ static int unpack_data(struct archive *a, struct archive *disk, const char *name
 	size_t size;
 	la_int64_t offset;
 	int r;
-	while ((r = archive_read_data_block(a, &data, &size, &offset)) == ARCHIVE_OK || r == ARCHIVE_WARN) {
+	// A warning is a wrong checksum or size.
+	while ((r = archive_read_data_block(a, &data, &size, &offset)) == ARCHIVE_OK) {
 		sum->bytes += size;
 		if (offset < 0 || sum->bytes > l->bytes || (uint64_t)offset > l->bytes)
 			return error_named(e, -EBADMSG, INVALID,

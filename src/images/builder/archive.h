@@ -22,7 +22,7 @@ struct archive_limits {
 struct archive_summary {
 	uint64_t bytes, entries;
 	bool has_dockerfile; // a file or link of exactly that name
-	char elsewhere[256]; // the first path in a folder below with the Dockerfile's name, or empty
+	char elsewhere[128]; // the first path whose last part is the Dockerfile's name in any case, or empty
 };
 
 // Reads all names, types and declared sizes and refuses what may not be unpacked: absolute names, "..", links that lead out of the folder, files

@@ -185,6 +185,9 @@ static int unpack(const struct request *q, struct error *e) {
 	r = archive_check(&source, &q->limits, q->dockerfile, &sum, e);
 	if (r < 0)
 		return r;
+	if (!sum.has_dockerfile && sum.elsewhere[0] != 0 && strchr(sum.elsewhere, '/') == NULL)
+		return error_named(e, -ENOENT, "ARCHIVE_DOCKERFILE_NOT_FOUND", "The artifact has no %s at its root, but has '%s'; rename it.", q->dockerfile,
+				   sum.elsewhere);
 	if (!sum.has_dockerfile && sum.elsewhere[0] != 0)
 		return error_named(
 			e, -ENOENT, "ARCHIVE_DOCKERFILE_NOT_FOUND",
@@ -206,7 +209,11 @@ static bool is_full(const char *folder) {
 	return statvfs(folder, &fs) == 0 && ((uint64_t)fs.f_bavail * fs.f_frsize < (1u << 20) || fs.f_favail == 0);
 }
 
-static int build_failed(const struct run_lines *lines, int status, struct error *e) {
+static int build_failed(struct run_lines *lines, int status, struct error *e) {
+	// What buildah adds to a syntax error for its own developers.
+	char *step = strstr(lines->failure, " &imagebuilder.Step{");
+	if (step != NULL)
+		*step = 0;
 	if (lines->no_space || is_full(SCRATCH))
 		return error_named(e, -ENOSPC, FULL, "The builder's disk is full: %.200s",
 				   lines->failure[0] != 0 ? lines->failure : lines->output);

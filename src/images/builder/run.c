@@ -23,7 +23,7 @@ static bool is_remark(const char *line) {
 	static const char *const prefixes[] = {
 		"STEP ",        "time=\"",        "COMMIT",           "Trying to pull",     "Getting image source",
 		"Copying blob", "Copying config", "Writing manifest", "Storing signatures", "Resolved \"",
-		"Resolving \"", "--> ",           "[stasis] "};
+		"Resolving \"", "--> ",           "[stasis] ", "subprocess exited with status"};
 	for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++)
 		if (starts_with(line, prefixes[i]))
 			return true;

@@ -132,6 +132,11 @@ static int copy_metadata(struct merge *m, int from, int to, const char *name, co
 	return 0;
 }
 
+static bool is_zero(const char *data, size_t size) {
+	return size == COPY_SIZE && data[0] == 0 && memcmp(data, data + 1, size - 1) == 0;
+}
+
+// Large runs of zeros become holes: buildah's layers have none.
 static int copy_bytes(struct merge *m, int in, int out, off_t at, off_t end) {
 	while (at < end) {
 		size_t want = end - at < (off_t)COPY_SIZE ? (size_t)(end - at) : COPY_SIZE;
@@ -139,7 +144,7 @@ static int copy_bytes(struct merge *m, int in, int out, off_t at, off_t end) {
 		if (n == 0)
 			break;
 		if (n > 0) {
-			int r = pwrite_full(out, m->buffer, (size_t)n, (uint64_t)at);
+			int r = is_zero(m->buffer, (size_t)n) ? 0 : pwrite_full(out, m->buffer, (size_t)n, (uint64_t)at);
 			if (r < 0) {
 				errno = -r;
 				return -1;
@@ -155,7 +160,7 @@ static int copy_bytes(struct merge *m, int in, int out, off_t at, off_t end) {
 // Copies the content, holes as holes.
 static int copy_content(struct merge *m, int in, int out, const struct stat *st) {
 	bool sparse = (off_t)st->st_blocks * 512 < st->st_size;
-	if (!sparse)
+	if (!sparse && st->st_size < (off_t)COPY_SIZE)
 		return copy_bytes(m, in, out, 0, st->st_size);
 	for (off_t at = 0; at < st->st_size;) {
 		off_t data = lseek(in, at, SEEK_DATA);

@@ -88,7 +88,10 @@ void device_config_changed(struct virtio_device *d) {
 
 int device_break(struct virtio_device *d, const char *what) {
 	if ((d->status & VIRTIO_CONFIG_S_NEEDS_RESET) == 0) {
-		log_warn("virtio.protocol_breach", LOG_S("device", d->ops->name), LOG_S("what", what));
+		// A guest may do this over and over: the log shows the first, second, fourth, eighth, … time.
+		d->breaches++;
+		if ((d->breaches & (d->breaches - 1)) == 0)
+			log_warn("virtio.protocol_breach", LOG_S("device", d->ops->name), LOG_S("what", what), LOG_U("times", d->breaches));
 		d->status |= VIRTIO_CONFIG_S_NEEDS_RESET;
 		if ((d->status & VIRTIO_CONFIG_S_DRIVER_OK) != 0)
 			device_interrupt(d, VIRTIO_MMIO_INT_CONFIG);
@@ -209,10 +212,6 @@ static int load_transport(struct virtio_device *d, struct reader *r, struct erro
 	if (id != d->id)
 		return error_set(e, -EBADMSG, "%s: the state is that of another device (virtio id %u)", d->ops->name, id);
 	d->accepted = read_u64(r);
-	if ((d->accepted & ~d->offered) != 0)
-		return error_set(e, -EPROTONOSUPPORT,
-				 "%s: the guest uses features (%#llx) that the device does not have as it is configured now", d->ops->name,
-				 (unsigned long long)(d->accepted & ~d->offered));
 	d->status = read_u32(r);
 	d->isr = read_u32(r) & (VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG);
 	d->generation = read_u32(r);
@@ -222,6 +221,10 @@ static int load_transport(struct virtio_device *d, struct reader *r, struct erro
 	uint32_t known = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_FEATURES_OK |
 			 VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED;
 	bool running = (d->status & VIRTIO_CONFIG_S_DRIVER_OK) != 0, agreed = (d->status & VIRTIO_CONFIG_S_FEATURES_OK) != 0;
+	if (agreed && (d->accepted & ~d->offered) != 0)
+		return error_set(e, -EPROTONOSUPPORT,
+				 "%s: the guest uses features (%#llx) that the device does not have as it is configured now", d->ops->name,
+				 (unsigned long long)(d->accepted & ~d->offered));
 	if (r->bad || (d->status & ~known) != 0 || (running && !agreed) || (agreed && (d->accepted >> VIRTIO_F_VERSION_1 & 1) == 0))
 		return error_set(e, -EBADMSG, "%s: the device's state is damaged (status)", d->ops->name);
 	return 0;

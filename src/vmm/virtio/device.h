@@ -79,6 +79,7 @@ struct virtio_device {
 	uint32_t generation; // of the configuration space
 	uint32_t device_features_select, driver_features_select, queue_select;
 	bool quiet;
+	uint64_t breaches; // of the protocol by the guest
 	unsigned queue_count;
 	struct virtio_queue queues[QUEUES_MAX];
 	unsigned config_size;

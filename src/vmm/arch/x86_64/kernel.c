@@ -158,7 +158,7 @@ static void fill_zero_page(uint8_t *page, const struct vm *vm, const struct imag
 	set_field(page, AT_RSDP, 8, rsdp);
 	add_e820(page, 0, LOW_RAM_END, E820_RAM);
 	add_e820(page, LOW_RAM_END, 0xa0000, E820_RESERVED);
-	add_e820(page, ACPI_TABLES, ACPI_TABLES + ACPI_TABLES_BYTES, E820_RESERVED);
+	add_e820(page, ACPI_TABLES, LOW_RESERVED_END, E820_RESERVED);
 	add_e820(page, KERNEL_BASE, vm->memory.regions[0].size, E820_RAM);
 	if (vm->memory.count > 1)
 		add_e820(page, HIGH_MEMORY, HIGH_MEMORY + vm->memory.regions[1].size, E820_RAM);

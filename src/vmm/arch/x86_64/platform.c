@@ -123,6 +123,22 @@ static int set_first_vcpu(struct vm *vm, const struct kernel_info *k, struct err
 	return ioctl(v->fd, KVM_SET_REGS, &regs) < 0 ? error_errno(e, "KVM_SET_REGS") : 0;
 }
 
+// Linux takes a hardware-reduced machine for one with EFI, finds none, and reboots by a jump to the BIOS in real mode (arch/x86/kernel/reboot.c,
+// BOOT_BIOS). What it finds there writes the reset register.
+static int write_reset_code(struct vm *vm, struct error *e) {
+	static const uint8_t code[] = {
+		0xba, PORT_RESET & 0xff, PORT_RESET >> 8, // mov dx, PORT_RESET
+		0xb0, RESET_VALUE,			  // mov al, RESET_VALUE
+		0xee,					  // out dx, al
+		0xf4, 0xeb, 0xfd,			  // 1: hlt; jmp 1b
+	};
+	void *at = memory_at(&vm->memory, BIOS_ENTRY, sizeof(code));
+	if (at == NULL)
+		return error_set(e, -ENOMEM, "there is too little memory");
+	memcpy(at, code, sizeof(code));
+	return 0;
+}
+
 int arch_boot(struct vm *vm, int kernel_fd, int initrd_fd, const char *cmdline, struct error *e) {
 	uint64_t rsdp;
 	struct kernel_info k;
@@ -132,6 +148,8 @@ int arch_boot(struct vm *vm, int kernel_fd, int initrd_fd, const char *cmdline, 
 		if (r == 0)
 			r = msrs_set_boot(vm->vcpus[i].fd, e);
 	}
+	if (r == 0)
+		r = write_reset_code(vm, e);
 	if (r == 0)
 		r = acpi_write(vm, &rsdp, e);
 	if (r == 0)

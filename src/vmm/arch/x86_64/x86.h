@@ -26,7 +26,9 @@
 #define LOW_RAM_END 0x9f000u
 #define GENERATION_PAGE 0x9f000u
 #define ACPI_TABLES 0xe0000u
-#define ACPI_TABLES_BYTES 0x20000u
+#define ACPI_TABLES_BYTES 0x1f000u
+#define BIOS_ENTRY 0xffff0u
+#define LOW_RESERVED_END 0x100000u
 #define KERNEL_BASE 0x100000u
 
 // Interrupt lines (IOAPIC pins).

@@ -1,0 +1,83 @@
+// Inside src/api/ only: one call of the artifact store's S3 operations. s3.c reads the request and answers, s3_body.c takes bodies, s3_object.c,
+// s3_bucket.c and s3_upload.c are the operations.
+#pragma once
+
+#include "api/server.h"
+#include "api/sigv4.h"
+#include "api/text.h"
+#include "base/error.h"
+#include "stasisd/engine.h"
+#include "store/artifacts.h"
+
+#define S3_NAMESPACE "http://s3.amazonaws.com/doc/2006-03-01/"
+
+struct s3_call {
+	struct engine *en;
+	struct exchange *x;
+	const struct http_head *head;
+	struct store_key key;
+	struct sigv4 signature;
+	char payload[64 + 1];    // what stands for the body in the signature
+	char bucket[256];        // "" for the service itself
+	char *object;            // the key, decoded; NULL or "" for the bucket itself
+	struct slice path, query;
+};
+
+// Answers with an error; its status goes with its name (InternalError for an unknown or empty one). Returns -1.
+int s3_fail(struct s3_call *c, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
+int s3_fail_with(struct s3_call *c, const struct error *e);
+// Answers with an XML document, to which the declaration is put in front.
+void s3_answer_xml(struct s3_call *c, int status, const struct text *body);
+// The bucket, when it is there and the caller's. False: failed and answered.
+bool s3_own_bucket(struct s3_call *c);
+// The decoded value of a query parameter, or NULL. The caller frees it.
+char *s3_query(const struct s3_call *c, const char *name);
+bool s3_has_query(const struct s3_call *c, const char *name); // with or without a value
+void s3_time(int64_t ms, char to[static 32]);      // 2026-01-02T03:04:05.678Z
+void s3_http_time(int64_t ms, char to[static 40]); // Fri, 02 Jan 2026 03:04:05 GMT
+
+// Bodies. ------------------------------------------------------------------------------------------------------------------------
+struct s3_checksum {
+	char header[40]; // "x-amz-checksum-crc32"; "" when the client sent none
+	char value[48];  // base64
+};
+// Reads the whole body, decoded, and checks everything that the client said about it: the signed hash or the chunks' signatures, the
+// length, Content-MD5, checksums in headers or trailers. What `take` was given counts only when this returns 0; otherwise the call is answered.
+int s3_take_body(struct s3_call *c, int (*take)(void *arg, const void *data, size_t size, struct error *e), void *arg, struct s3_checksum *ret);
+// The same, into memory.
+int s3_take_text(struct s3_call *c, size_t limit, struct text *ret);
+// How many bytes of content the client announces, or 0.
+uint64_t s3_announced_size(const struct s3_call *c);
+// What GetObject gives back: JSON of the headers to keep. NULL: failed and answered. The caller frees it.
+char *s3_kept_headers(struct s3_call *c, const struct s3_checksum *sum);
+
+// Operations. ----------------------------------------------------------------------------------------------------------------------
+void s3_list_buckets(struct s3_call *c);
+void s3_create_bucket(struct s3_call *c);
+void s3_delete_bucket(struct s3_call *c);
+void s3_head_bucket(struct s3_call *c);
+void s3_get_location(struct s3_call *c);
+void s3_list_objects(struct s3_call *c);
+void s3_delete_objects(struct s3_call *c);
+void s3_put_object(struct s3_call *c);
+void s3_get_object(struct s3_call *c); // and HeadObject
+void s3_delete_object(struct s3_call *c);
+void s3_create_upload(struct s3_call *c);
+void s3_upload_part(struct s3_call *c);
+void s3_complete_upload(struct s3_call *c);
+void s3_abort_upload(struct s3_call *c);
+
+// What the two documents that clients send mean; they return 0 or -EBADMSG. For the fuzzer, apart from the calls.
+struct s3_delete_request {
+	char *keys[1000];
+	size_t count;
+	bool quiet;
+};
+int s3_parse_delete(const char *data, size_t size, struct s3_delete_request *ret);
+void s3_delete_request_clear(struct s3_delete_request *r);
+struct s3_complete_request {
+	struct upload_part *parts;
+	size_t count;
+};
+int s3_parse_complete(const char *data, size_t size, struct s3_complete_request *ret);
+void s3_complete_request_clear(struct s3_complete_request *r);
