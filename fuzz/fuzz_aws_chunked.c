@@ -9,7 +9,10 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static int decode(const char *data, size_t size, size_t step, int mode, struct text *to) {
-	static const struct sigv4 signer = {.date = "20130524", .region = "us-east-1", .service = "s3", .amz_date = "20130524T000000Z",
+	static const struct sigv4 signer = {.date = "20130524",
+					    .region = "us-east-1",
+					    .service = "s3",
+					    .amz_date = "20130524T000000Z",
 					    .signature = "4f232c4386841ef735655705268965c44a0e4690baa4adea153f7db9fa80a0a9"};
 	struct aws_chunked d;
 	struct error e = {0};

@@ -54,8 +54,8 @@ int api_start(struct engine *en, struct error *e) {
 		return r;
 	}
 	en->api = a;
-	log_info("api.listening", LOG_S("api", en->config.api_listen), LOG_U("port", server_port(a->api)), LOG_S("artifacts", en->config.s3_listen),
-		 LOG_U("artifactsPort", server_port(a->s3)));
+	log_info("api.listening", LOG_S("api", en->config.api_listen), LOG_U("port", server_port(a->api)),
+		 LOG_S("artifacts", en->config.s3_listen), LOG_U("artifactsPort", server_port(a->s3)));
 	return 0;
 }
 

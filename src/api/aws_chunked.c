@@ -41,7 +41,8 @@ static int malformed(struct error *e, const char *what) {
 	return error_set(e, -EBADMSG, "The aws-chunked body is malformed: %s", what);
 }
 
-static int check_signature(struct aws_chunked *d, const char *kind, const char *middle, const char *digest, const char *given, struct error *e) {
+static int check_signature(struct aws_chunked *d, const char *kind, const char *middle, const char *digest, const char *given,
+			   struct error *e) {
 	char string[400], signature[SIGV4_HEX];
 	int n = snprintf(string, sizeof(string), "%s\n%s\n%s\n%s\n%s%s", kind, d->amz_date, d->scope, d->previous, middle, digest);
 	sigv4_sign(d->key, string, (size_t)n, signature);

@@ -35,7 +35,8 @@ struct build_list {
 
 static int add_build(const struct store_build *b, void *arg) {
 	struct build_list *l = arg;
-	if ((l->architecture == NULL || strcmp(l->architecture, b->architecture) == 0) && (l->chipset == NULL || strcmp(l->chipset, CHIPSET) == 0) &&
+	if ((l->architecture == NULL || strcmp(l->architecture, b->architecture) == 0) &&
+	    (l->chipset == NULL || strcmp(l->chipset, CHIPSET) == 0) &&
 	    (l->generation == NULL || strcmp(l->generation, CHIPSET_GENERATION) == 0))
 		json_array_append_new(l->items, build_item(b, l->arn));
 	return 0;
@@ -55,7 +56,8 @@ static void list_of_version(struct call *c, const struct store_image *i, const c
 	cleanup_free char *generation = call_query(c, "chipsetGeneration", &failed);
 	if (failed)
 		return;
-	struct build_list l = {.items = json_array(), .arn = i->arn, .architecture = architecture, .chipset = chipset, .generation = generation};
+	struct build_list l = {
+		.items = json_array(), .arn = i->arn, .architecture = architecture, .chipset = chipset, .generation = generation};
 	char next[STORE_CURSOR_MAX];
 	struct error e = {0};
 	if (store_list_builds(c->en->store, i->uuid, version, page.after, page.limit, add_build, &l, next, &e) < 0) {
@@ -83,7 +85,8 @@ static void answer_build(struct call *c, const struct store_image *i, const char
 	struct error e = {0};
 	int r = store_get_build(c->en->store, i->uuid, version, c->labels[2], &b, &e);
 	if (r == -ENOENT) {
-		call_not_found(c, "MicroVMImage build not found for MicroVMImage: %s, Version: %s, Build: %.64s", i->arn, version, c->labels[2]);
+		call_not_found(c, "MicroVMImage build not found for MicroVMImage: %s, Version: %s, Build: %.64s", i->arn, version,
+			       c->labels[2]);
 		return;
 	}
 	if (r < 0) {

@@ -14,8 +14,8 @@
 struct call {
 	struct engine *en;
 	struct exchange *x;
-	struct store_key key;      // whose call it is
-	const char *operation;     // "GetMicrovm"
+	struct store_key key;          // whose call it is
+	const char *operation;         // "GetMicrovm"
 	char *labels[CALL_LABELS_MAX]; // decoded, without NUL
 	size_t label_count;
 	struct slice query; // still encoded
@@ -46,7 +46,7 @@ void call_answer_page(struct call *c, json_t *items, const char *next);
 char *call_query(struct call *c, const char *name, bool *failed);
 
 // JSON as the service writes it.
-json_t *json_time(int64_t ms);           // seconds with milliseconds; null for 0
+json_t *json_time(int64_t ms);            // seconds with milliseconds; null for 0
 json_t *json_text_or_null(const char *s); // null for ""
 // A copy of the member, or null.
 json_t *json_member_or_null(const json_t *o, const char *name);

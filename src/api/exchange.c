@@ -102,7 +102,7 @@ static int make_room(struct exchange *x, size_t size) {
 	char *more = malloc(wanted);
 	if (more == NULL)
 		return -ENOMEM;
-	for (size_t i = 0; i < x->size;) {
+	for (size_t i = 0; x->room > 0 && i < x->size;) {
 		size_t at = (x->start + i) % x->room, n = x->room - at < x->size - i ? x->room - at : x->size - i;
 		memcpy(more + i, x->buffer + at, n);
 		i += n;
@@ -265,8 +265,8 @@ static char *render_head(struct exchange *x, int status, uint64_t length) {
 	if (status != 204 && status != 304)
 		snprintf(size, sizeof(size), "content-length: %llu\r\n", (unsigned long long)length);
 	char *text = NULL;
-	if (asprintf(&text, "HTTP/1.1 %d %s\r\ndate: %s\r\n%s%s%s\r\n", status, reason(status), date, x->headers == NULL ? "" : x->headers, size,
-		     x->close_after ? "connection: close\r\n" : "") < 0)
+	if (asprintf(&text, "HTTP/1.1 %d %s\r\ndate: %s\r\n%s%s%s\r\n", status, reason(status), date, x->headers == NULL ? "" : x->headers,
+		     size, x->close_after ? "connection: close\r\n" : "") < 0)
 		return NULL;
 	return text;
 }

@@ -30,16 +30,16 @@ struct exchange {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	int references;
-	int broken;                    // negative errno: the connection is gone
-	char *buffer;                  // the body: collected, or a ring of EXCHANGE_BODY_ROOM bytes
-	size_t start, size, room;      // of the ring; for a collected body start is 0
-	bool body_done, starved;       // starved: the loop waits for room
-	int body_error;                // negative errno
-	bool wants_continue;           // "100 Continue" is due at the first read
-	size_t queued;                 // bytes of the answer that the loop has not written
-	bool begun, complete;          // the answer
-	bool close_after;              // the connection ends with this answer
-	uint64_t left;                 // bytes of the answer still to come from the handler
+	int broken;               // negative errno: the connection is gone
+	char *buffer;             // the body: collected, or a ring of EXCHANGE_BODY_ROOM bytes
+	size_t start, size, room; // of the ring; for a collected body start is 0
+	bool body_done, starved;  // starved: the loop waits for room
+	int body_error;           // negative errno
+	bool wants_continue;      // "100 Continue" is due at the first read
+	size_t queued;            // bytes of the answer that the loop has not written
+	bool begun, complete;     // the answer
+	bool close_after;         // the connection ends with this answer
+	uint64_t left;            // bytes of the answer still to come from the handler
 	char *headers;
 	size_t headers_size;
 };

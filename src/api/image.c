@@ -8,9 +8,19 @@
 #include <string.h>
 
 // What an image version remembers of its request, and echoes.
-static const char *const echoed[] = {"baseImageArn",	"baseImageVersion",	    "buildRoleArn",	      "codeArtifact", "description",
-				     "logging",		"egressNetworkConnectors",  "cpuConfigurations",      "resources",    "additionalOsCapabilities",
-				     "hooks",		"environmentVariables",	    NULL};
+static const char *const echoed[] = {"baseImageArn",
+				     "baseImageVersion",
+				     "buildRoleArn",
+				     "codeArtifact",
+				     "description",
+				     "logging",
+				     "egressNetworkConnectors",
+				     "cpuConfigurations",
+				     "resources",
+				     "additionalOsCapabilities",
+				     "hooks",
+				     "environmentVariables",
+				     NULL};
 
 // The rules that the shapes cannot express. Each: false when the call has failed ----------------------------------------------------
 
@@ -26,7 +36,8 @@ static bool check_base(struct call *c, json_t *config) {
 	normalise_version(base->version, known);
 	normalise_version(version == NULL ? base->version : version, wanted);
 	if (strcmp(wanted, known) != 0) {
-		call_fail(c, 400, "ValidationException", "No managed MicroVM Image with arn %.300s and version %.64s is available", arn, version);
+		call_fail(c, 400, "ValidationException", "No managed MicroVM Image with arn %.300s and version %.64s is available", arn,
+			  version);
 		return false;
 	}
 	json_object_set_new(config, "baseImageArn", json_string(canonical));
@@ -62,7 +73,8 @@ static bool check_memory(struct call *c, json_t *config) {
 	if (mib == 512 || mib == 1024 || mib == 2048 || mib == 4096 || mib == 8192)
 		return true;
 	call_fail(c, 400, "ValidationException",
-		  "The requested memory size of %lld MiB is not supported by base MicroVM image %s. Supported memory sizes in MiB are: [512, 1024, 2048, "
+		  "The requested memory size of %lld MiB is not supported by base MicroVM image %s. Supported memory sizes in MiB are: "
+		  "[512, 1024, 2048, "
 		  "4096, 8192].",
 		  mib, json_string_value(json_object_get(config, "baseImageArn")));
 	return false;
@@ -83,7 +95,8 @@ static bool check_hooks(struct call *c, const json_t *config) {
 		any = true;
 		if (!ready) {
 			call_fail(c, 400, "ValidationException",
-				  "The ready (/ready) MicroVM image hook must be enabled when any MicroVM lifecycle hook (run, resume, suspend, or "
+				  "The ready (/ready) MicroVM image hook must be enabled when any MicroVM lifecycle hook (run, resume, "
+				  "suspend, or "
 				  "terminate) is enabled.");
 			return false;
 		}
@@ -192,7 +205,8 @@ static json_t *make_config(struct call *c) {
 		if (member != NULL && !json_is_null(member))
 			json_object_set(config, echoed[i], member);
 	}
-	if (check_base(c, config) && check_artifact(c, config) && check_memory(c, config) && check_hooks(c, config) && check_egress(c, config))
+	if (check_base(c, config) && check_artifact(c, config) && check_memory(c, config) && check_hooks(c, config) &&
+	    check_egress(c, config))
 		return config;
 	json_decref(config);
 	return NULL;

@@ -7,7 +7,8 @@
 static void add(struct call *c, json_t *items, const char *name, int64_t created_ms) {
 	char arn[ARN_MAX];
 	managed_image_arn(c->en, name, arn);
-	json_array_append_new(items, json_pack("{s:s, s:o, s:o}", "imageArn", arn, "createdAt", json_time(created_ms), "updatedAt", json_time(created_ms)));
+	json_array_append_new(items, json_pack("{s:s, s:o, s:o}", "imageArn", arn, "createdAt", json_time(created_ms), "updatedAt",
+					       json_time(created_ms)));
 }
 
 void list_managed_images(struct call *c) {

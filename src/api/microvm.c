@@ -144,7 +144,8 @@ static bool has_run_hook(const struct store_version *v) {
 
 // What GetMicrovm echoes, and the token. NULL: the call has failed.
 static json_t *make_config(struct call *c, const struct store_version *v, const char *token, const char *digest) {
-	const json_t *ingress = json_object_get(c->body, "ingressNetworkConnectors"), *egress = json_object_get(c->body, "egressNetworkConnectors");
+	const json_t *ingress = json_object_get(c->body, "ingressNetworkConnectors"),
+		     *egress = json_object_get(c->body, "egressNetworkConnectors");
 	if (!check_connectors(c, ingress, CONNECTOR_INGRESS) || !check_connectors(c, egress, CONNECTOR_EGRESS))
 		return NULL;
 	json_t *config = json_object();
@@ -170,7 +171,8 @@ static json_t *make_config(struct call *c, const struct store_version *v, const 
 	return config;
 }
 
-static void run_version(struct call *c, const struct store_image *image, const struct store_version *version, const char *token, const char *digest) {
+static void run_version(struct call *c, const struct store_image *image, const struct store_version *version, const char *token,
+			const char *digest) {
 	const json_t *policy = json_object_get(c->body, "idlePolicy"), *maximum = json_object_get(c->body, "maximumDurationInSeconds");
 	const char *payload = json_string_value(json_object_get(c->body, "runHookPayload"));
 	if (payload != NULL && !has_run_hook(version)) {
@@ -261,7 +263,8 @@ void list_microvms(struct call *c) {
 			return;
 		store_image_clear(&i);
 	}
-	const struct store_microvm_filter filter = {.account = c->key.account, .image_arn = arn, .version = version == NULL ? NULL : normal};
+	const struct store_microvm_filter filter = {
+		.account = c->key.account, .image_arn = arn, .version = version == NULL ? NULL : normal};
 	json_t *items = json_array();
 	struct error e = {0};
 	if (store_list_microvms(c->en->store, &filter, page.after, page.limit, add_microvm, items, next, &e) < 0) {

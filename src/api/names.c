@@ -44,8 +44,9 @@ bool is_own_image_arn(struct call *c, const char *text) {
 		return false;
 	}
 	if (strcmp(arn.account, c->key.account) != 0) {
-		call_fail(c, 403, "AccessDeniedException", "User: arn:aws:iam::%s:root is not authorized to perform: lambda:%s on resource: %s",
-			  c->key.account, c->operation, text);
+		call_fail(c, 403, "AccessDeniedException",
+			  "User: arn:aws:iam::%s:root is not authorized to perform: lambda:%s on resource: %s", c->key.account,
+			  c->operation, text);
 		return false;
 	}
 	return true;

@@ -45,12 +45,12 @@ void operator_status(struct call *c) {
 		return;
 	}
 	json_t *o = json_pack("{s:s, s:I, s:s, s:s, s:I, s:I}", "version", c->en->version, "uptimeSeconds",
-			      (json_int_t)((monotonic_ns() - process_started_ns()) / 1000000000u), "region", c->en->config.region, "account",
-			      c->key.account, "images", (json_int_t)n.images, "imageVersions", (json_int_t)n.versions);
+			      (json_int_t)((monotonic_ns() - process_started_ns()) / 1000000000u), "region", c->en->config.region,
+			      "account", c->key.account, "images", (json_int_t)n.images, "imageVersions", (json_int_t)n.versions);
 	json_object_set_new(o, "microvms",
-			    json_pack("{s:I, s:I, s:I, s:I, s:I}", "pending", (json_int_t)n.microvms_pending, "running", (json_int_t)n.microvms_running,
-				      "suspended", (json_int_t)n.microvms_suspended, "changing", (json_int_t)n.microvms_other, "terminated",
-				      (json_int_t)n.microvms_terminated));
+			    json_pack("{s:I, s:I, s:I, s:I, s:I}", "pending", (json_int_t)n.microvms_pending, "running",
+				      (json_int_t)n.microvms_running, "suspended", (json_int_t)n.microvms_suspended, "changing",
+				      (json_int_t)n.microvms_other, "terminated", (json_int_t)n.microvms_terminated));
 	call_answer(c, 200, o);
 }
 

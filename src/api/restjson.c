@@ -17,8 +17,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define DEPTH_MAX 32       // of a request's JSON
-#define SEGMENTS_MAX 12    // of a path
+#define DEPTH_MAX 32    // of a request's JSON
+#define SEGMENTS_MAX 12 // of a path
 #define PAGE_DEFAULT 50
 #define PAGE_MAX 50
 
@@ -53,7 +53,8 @@ static void send_error(struct call *c, int status, const char *name, const char 
 		json_object_set_new(body, "quotaCode", json_null());
 	}
 	exchange_header(c->x, "x-amzn-errortype", "%s", name);
-	log_info("api.refused", LOG_S("operation", c->operation), LOG_S("error", name), LOG_S("message", message), LOG_S("requestId", exchange_id(c->x)));
+	log_info("api.refused", LOG_S("operation", c->operation), LOG_S("error", name), LOG_S("message", message),
+		 LOG_S("requestId", exchange_id(c->x)));
 	send_json(c, status, body);
 }
 
@@ -84,12 +85,9 @@ int call_fail_with(struct call *c, const struct error *e) {
 		const char *name;
 		int status;
 	} known[] = {
-		{"ValidationException", 400},
-		{"AccessDeniedException", 403},
-		{"ResourceNotFoundException", 404},
-		{"ConflictException", 409},
-		{"ServiceQuotaExceededException", 402},
-		{"ThrottlingException", 429},
+		{"ValidationException", 400},           {"AccessDeniedException", 403},
+		{"ResourceNotFoundException", 404},     {"ConflictException", 409},
+		{"ServiceQuotaExceededException", 402}, {"ThrottlingException", 429},
 		{"InsufficientCapacityException", 500},
 	};
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
@@ -153,7 +151,8 @@ char *call_query(struct call *c, const char *name, bool *failed) {
 #define TAG 16
 
 static void token_context(const struct call *c, struct text *to) {
-	static const char *const parameters[] = {"nameFilter", "imageIdentifier", "imageVersion", "architecture", "chipset", "chipsetGeneration"};
+	static const char *const parameters[] = {"nameFilter",   "imageIdentifier", "imageVersion",
+						 "architecture", "chipset",         "chipsetGeneration"};
 	text_format(to, "%s %s", c->key.account, c->operation);
 	for (size_t i = 0; i < c->label_count; i++)
 		text_format(to, "\n%s", c->labels[i]);
@@ -175,7 +174,8 @@ static char *seal_token(const struct call *c, const char *cursor) {
 		    RAND_bytes(sealed, NONCE) == 1 && EVP_EncryptInit_ex(gcm, EVP_aes_256_gcm(), NULL, key, sealed) == 1 &&
 		    EVP_EncryptUpdate(gcm, NULL, &n, (const unsigned char *)context.data, (int)context.size) == 1 &&
 		    EVP_EncryptUpdate(gcm, sealed + NONCE, &n, (const unsigned char *)cursor, size) == 1 &&
-		    EVP_EncryptFinal_ex(gcm, sealed + NONCE + size, &n) == 1 && EVP_CIPHER_CTX_ctrl(gcm, EVP_CTRL_AEAD_GET_TAG, TAG, sealed + NONCE + size) == 1;
+		    EVP_EncryptFinal_ex(gcm, sealed + NONCE + size, &n) == 1 &&
+		    EVP_CIPHER_CTX_ctrl(gcm, EVP_CTRL_AEAD_GET_TAG, TAG, sealed + NONCE + size) == 1;
 	EVP_CIPHER_CTX_free(gcm);
 	char *text = fine ? malloc(BASE64_ROOM(sizeof(sealed))) : NULL;
 	if (text != NULL)
@@ -217,7 +217,8 @@ static bool page_limit(struct call *c, const char *text, size_t *ret) {
 	}
 	if (value < 1 || value > PAGE_MAX) {
 		struct violations v = {.count = 0};
-		violation_add(&v, text, "maxResults", "have value %s than or equal to %d", value < 1 ? "greater" : "less", value < 1 ? 1 : PAGE_MAX);
+		violation_add(&v, text, "maxResults", "have value %s than or equal to %d", value < 1 ? "greater" : "less",
+			      value < 1 ? 1 : PAGE_MAX);
 		cleanup_free char *message = violations_message(&v);
 		free(v.text.data);
 		call_fail(c, 400, "ValidationException", "%s", message == NULL ? "" : message);
@@ -442,7 +443,7 @@ static bool authenticate(struct call *c, const struct http_head *h, struct slice
 
 static void run_call(struct call *c, const struct http_head *h) {
 	struct slice path, body = exchange_body(c->x);
-	struct segments segments;
+	struct segments segments = {.count = 0};
 	target_split(h->target, &path, &c->query);
 	const struct route *route = split_path(path, &segments) ? find_route(h->method, &segments) : NULL;
 	if (route != NULL)
@@ -450,8 +451,9 @@ static void run_call(struct call *c, const struct http_head *h) {
 	if ((route == NULL || !route->open) && !authenticate(c, h, body))
 		return;
 	if (route == NULL) {
-		call_fail(c, 404, "UnknownOperationException", "Stasis knows no operation %.*s %.*s", (int)(h->method.size < 16 ? h->method.size : 16),
-			  h->method.data, (int)(path.size < 300 ? path.size : 300), path.data);
+		call_fail(c, 404, "UnknownOperationException", "Stasis knows no operation %.*s %.*s",
+			  (int)(h->method.size < 16 ? h->method.size : 16), h->method.data, (int)(path.size < 300 ? path.size : 300),
+			  path.data);
 		return;
 	}
 	if (!take_labels(c, route->path, &segments)) {

@@ -115,12 +115,15 @@ const char *s3_refusal(int status, const char **type) {
 	*type = "application/xml";
 	switch (status) {
 	case 431:
-		return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>RequestHeaderSectionTooLarge</Code><Message>Your request header section exceeds "
+		return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>RequestHeaderSectionTooLarge</Code><Message>Your request "
+		       "header section exceeds "
 		       "the maximum allowed size.</Message></Error>";
 	case 503:
-		return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>";
+		return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>SlowDown</Code><Message>Please reduce your request "
+		       "rate.</Message></Error>";
 	default:
-		return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>BadRequest</Code><Message>An error occurred when parsing the HTTP "
+		return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>BadRequest</Code><Message>An error occurred when parsing "
+		       "the HTTP "
 		       "request.</Message></Error>";
 	}
 }
@@ -246,7 +249,8 @@ static void fail_signature(struct s3_call *c, enum sigv4_verdict v, const struct
 		s3_fail(c, c->signature.presigned ? "AuthorizationQueryParametersError" : "AuthorizationHeaderMalformed", "%s", e->message);
 		return;
 	case SIGV4_SKEWED:
-		s3_fail(c, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large. %s", e->message);
+		s3_fail(c, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large. %s",
+			e->message);
 		return;
 	case SIGV4_EXPIRED:
 	case SIGV4_UNSIGNED:
@@ -254,13 +258,14 @@ static void fail_signature(struct s3_call *c, enum sigv4_verdict v, const struct
 		return;
 	default:
 		s3_fail(c, "SignatureDoesNotMatch",
-			"The request signature we calculated does not match the signature you provided. Check your key and signing method.");
+			"The request signature we calculated does not match the signature you provided. Check your key and signing "
+			"method.");
 	}
 }
 
 static bool is_payload(const char *s) {
-	static const char *const words[] = {"UNSIGNED-PAYLOAD", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER",
-					    "STREAMING-UNSIGNED-PAYLOAD-TRAILER"};
+	static const char *const words[] = {"UNSIGNED-PAYLOAD", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD",
+					    "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER", "STREAMING-UNSIGNED-PAYLOAD-TRAILER"};
 	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
 		if (strcmp(s, words[i]) == 0)
 			return true;
@@ -288,7 +293,8 @@ static bool authenticate(struct s3_call *c) {
 		snprintf(c->payload, sizeof(c->payload), "%s", SHA256_OF_NOTHING);
 	if (!is_payload(c->payload)) {
 		s3_fail(c, "InvalidRequest",
-			"x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, "
+			"x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, "
+			"STREAMING-AWS4-HMAC-SHA256-PAYLOAD, "
 			"STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, or a valid sha256 value.");
 		return false;
 	}
@@ -302,9 +308,10 @@ static bool authenticate(struct s3_call *c) {
 
 // Sub-resources, each of which makes another operation of the same path. Those without an operation are not implemented.
 static const char *const sub_resources[] = {
-	"accelerate",   "acl",	    "analytics",	 "attributes", "cors",	      "encryption",  "intelligent-tiering", "inventory",	  "legal-hold", "lifecycle",
-	"logging",	"metrics",  "notification",	 "object-lock", "ownershipControls", "policy", "policyStatus",	      "publicAccessBlock", "replication", "requestPayment",
-	"restore",	"retention", "select",		 "tagging",	"torrent",	     "versionId", "versions",	      "website",
+	"accelerate",        "acl",        "analytics",    "attributes",        "cors",        "encryption",     "intelligent-tiering",
+	"inventory",         "legal-hold", "lifecycle",    "logging",           "metrics",     "notification",   "object-lock",
+	"ownershipControls", "policy",     "policyStatus", "publicAccessBlock", "replication", "requestPayment", "restore",
+	"retention",         "select",     "tagging",      "torrent",           "versionId",   "versions",       "website",
 };
 
 static bool is_method(const struct s3_call *c, const char *method) {
@@ -379,5 +386,6 @@ void s3_handle(struct exchange *x, void *arg) {
 	run_call(&c);
 	free(c.object);
 	memset(c.key.secret, 0, sizeof(c.key.secret));
-	log_debug("artifacts.call", LOG_S("bucket", c.bucket), LOG_S("requestId", exchange_id(x)), LOG_U("us", (monotonic_ns() - started) / 1000));
+	log_debug("artifacts.call", LOG_S("bucket", c.bucket), LOG_S("requestId", exchange_id(x)),
+		  LOG_U("us", (monotonic_ns() - started) / 1000));
 }

@@ -17,9 +17,9 @@ struct s3_call {
 	const struct http_head *head;
 	struct store_key key;
 	struct sigv4 signature;
-	char payload[64 + 1];    // what stands for the body in the signature
-	char bucket[256];        // "" for the service itself
-	char *object;            // the key, decoded; NULL or "" for the bucket itself
+	char payload[64 + 1]; // what stands for the body in the signature
+	char bucket[256];     // "" for the service itself
+	char *object;         // the key, decoded; NULL or "" for the bucket itself
 	struct slice path, query;
 };
 
@@ -33,8 +33,8 @@ bool s3_own_bucket(struct s3_call *c);
 // The decoded value of a query parameter, or NULL. The caller frees it.
 char *s3_query(const struct s3_call *c, const char *name);
 bool s3_has_query(const struct s3_call *c, const char *name); // with or without a value
-void s3_time(int64_t ms, char to[static 32]);      // 2026-01-02T03:04:05.678Z
-void s3_http_time(int64_t ms, char to[static 40]); // Fri, 02 Jan 2026 03:04:05 GMT
+void s3_time(int64_t ms, char to[static 32]);                 // 2026-01-02T03:04:05.678Z
+void s3_http_time(int64_t ms, char to[static 40]);            // Fri, 02 Jan 2026 03:04:05 GMT
 
 // Bodies. ------------------------------------------------------------------------------------------------------------------------
 struct s3_checksum {
@@ -43,7 +43,8 @@ struct s3_checksum {
 };
 // Reads the whole body, decoded, and checks everything that the client said about it: the signed hash or the chunks' signatures, the
 // length, Content-MD5, checksums in headers or trailers. What `take` was given counts only when this returns 0; otherwise the call is answered.
-int s3_take_body(struct s3_call *c, int (*take)(void *arg, const void *data, size_t size, struct error *e), void *arg, struct s3_checksum *ret);
+int s3_take_body(struct s3_call *c, int (*take)(void *arg, const void *data, size_t size, struct error *e), void *arg,
+		 struct s3_checksum *ret);
 // The same, into memory.
 int s3_take_text(struct s3_call *c, size_t limit, struct text *ret);
 // How many bytes of content the client announces, or 0.

@@ -79,7 +79,8 @@ static int start(struct body *b, struct error *e) {
 	b->chunked = strncmp(c->payload, "STREAMING-", 10) == 0;
 	if (b->chunked) {
 		bool is_signed = strncmp(c->payload, "STREAMING-AWS4", 14) == 0;
-		r = aws_chunked_start(&b->chunks, is_signed ? &c->signature : NULL, c->key.secret, strstr(c->payload, "TRAILER") != NULL, e);
+		r = aws_chunked_start(&b->chunks, is_signed ? &c->signature : NULL, c->key.secret, strstr(c->payload, "TRAILER") != NULL,
+				      e);
 	} else if (strlen(c->payload) == 64) {
 		b->sha256 = EVP_MD_CTX_new();
 		r = b->sha256 != NULL && EVP_DigestInit_ex(b->sha256, EVP_sha256(), NULL) == 1 ? 0 : -ENOMEM;
@@ -116,7 +117,8 @@ static int take_raw(struct body *b, const char *data, size_t size, struct error 
 		struct slice content;
 		ssize_t used = aws_chunked_feed(&b->chunks, data, size, &content, e);
 		if (used == -EKEYREJECTED)
-			return error_named(e, -EBADMSG, "SignatureDoesNotMatch", "%s", "The chunk signature we calculated does not match the signature you provided.");
+			return error_named(e, -EBADMSG, "SignatureDoesNotMatch", "%s",
+					   "The chunk signature we calculated does not match the signature you provided.");
 		if (used < 0) {
 			snprintf(e->name, sizeof(e->name), "InvalidRequest");
 			return (int)used;
@@ -143,10 +145,12 @@ static int read_all(struct body *b, struct error *e) {
 		if (n == 0)
 			return 0;
 		if (n == -ETIMEDOUT)
-			return error_named(e, -ETIMEDOUT, "RequestTimeout",
-					   "Your socket connection to the server was not read from or written to within the timeout period.");
+			return error_named(
+				e, -ETIMEDOUT, "RequestTimeout",
+				"Your socket connection to the server was not read from or written to within the timeout period.");
 		if (n < 0)
-			return error_named(e, (int)n, "IncompleteBody", "You did not provide the number of bytes specified by the Content-Length HTTP header.");
+			return error_named(e, (int)n, "IncompleteBody",
+					   "You did not provide the number of bytes specified by the Content-Length HTTP header.");
 		int r = take_raw(b, piece, (size_t)n, e);
 		if (r < 0)
 			return r;
@@ -181,7 +185,8 @@ static int check_sum(struct body *b, struct s3_checksum *ret, struct error *e) {
 	if (given.data == NULL)
 		return error_named(e, -EBADMSG, "InvalidRequest", "The trailer %s was announced and did not come", ret->header);
 	if (!slice_equals(given, computed))
-		return error_named(e, -EBADMSG, "BadDigest", "The %s you specified did not match the calculated checksum.", checksum_name(kind));
+		return error_named(e, -EBADMSG, "BadDigest", "The %s you specified did not match the calculated checksum.",
+				   checksum_name(kind));
 	snprintf(ret->value, sizeof(ret->value), "%s", computed);
 	return 0;
 }
@@ -191,7 +196,8 @@ static int check(struct body *b, struct s3_checksum *ret, struct error *e) {
 	if (b->chunked && !b->chunks.done)
 		return error_named(e, -EBADMSG, "IncompleteBody", "The aws-chunked body ends in its middle");
 	if (b->chunked && (!parse_size(header(b->c, "x-amz-decoded-content-length"), &announced) || announced != b->size))
-		return error_named(e, -EBADMSG, "IncompleteBody", "The body does not have the length that x-amz-decoded-content-length states");
+		return error_named(e, -EBADMSG, "IncompleteBody",
+				   "The body does not have the length that x-amz-decoded-content-length states");
 	if (b->sha256 != NULL) {
 		unsigned char digest[EVP_MAX_MD_SIZE];
 		unsigned n = 0;
@@ -199,13 +205,15 @@ static int check(struct body *b, struct s3_checksum *ret, struct error *e) {
 		EVP_DigestFinal_ex(b->sha256, digest, &n);
 		hex_encode(digest, n, text);
 		if (strcmp(text, b->c->payload) != 0)
-			return error_named(e, -EBADMSG, "XAmzContentSHA256Mismatch", "The provided 'x-amz-content-sha256' header does not match what was computed.");
+			return error_named(e, -EBADMSG, "XAmzContentSHA256Mismatch",
+					   "The provided 'x-amz-content-sha256' header does not match what was computed.");
 	}
 	int r = check_md5(b, e);
 	return r < 0 ? r : check_sum(b, ret, e);
 }
 
-int s3_take_body(struct s3_call *c, int (*take_fn)(void *arg, const void *data, size_t size, struct error *e), void *arg, struct s3_checksum *ret) {
+int s3_take_body(struct s3_call *c, int (*take_fn)(void *arg, const void *data, size_t size, struct error *e), void *arg,
+		 struct s3_checksum *ret) {
 	struct body b = {.c = c, .take = take_fn, .arg = arg};
 	struct error e = {0};
 	*ret = (struct s3_checksum){.header = ""};
@@ -248,8 +256,8 @@ int s3_take_text(struct s3_call *c, size_t limit, struct text *ret) {
 // Headers kept with an object -----------------------------------------------------------------------------------------------------------
 
 static bool is_kept(struct slice name) {
-	static const char *const kept[] = {"content-type",	   "content-language", "content-disposition", "cache-control", "expires",
-					   "x-amz-website-redirect-location"};
+	static const char *const kept[] = {"content-type",  "content-language", "content-disposition",
+					   "cache-control", "expires",          "x-amz-website-redirect-location"};
 	for (size_t i = 0; i < sizeof(kept) / sizeof(kept[0]); i++)
 		if (slice_equals_nocase(name, kept[i]))
 			return true;

@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define KEYS_MAX 1000               // of one page, and of one DeleteObjects
-#define DOCUMENT_MAX (4u << 20)     // bytes of a DeleteObjects request
+#define KEYS_MAX 1000           // of one page, and of one DeleteObjects
+#define DOCUMENT_MAX (4u << 20) // bytes of a DeleteObjects request
 #define LIST_TOKEN_MAX 2048
 
 static void open_root(struct text *t, const char *name) {
@@ -223,7 +223,8 @@ static void list(struct s3_call *c, const struct list_request *q) {
 	if (q->token != NULL && !read_token(c, q->token, after))
 		return;
 	struct listing l = {.encode = q->encoding != NULL};
-	const struct object_list query = {.bucket = c->bucket, .prefix = q->prefix, .delimiter = q->delimiter, .after = after, .limit = q->limit};
+	const struct object_list query = {
+		.bucket = c->bucket, .prefix = q->prefix, .delimiter = q->delimiter, .after = after, .limit = q->limit};
 	int r = artifacts_list(c->en->artifacts, &query, add_entry, &l, &more, last, &e);
 	if (r < 0)
 		s3_fail_with(c, &e);
@@ -247,7 +248,8 @@ static bool take_delete_element(void *arg, const char *path, const char *value) 
 	if (strcmp(path, "Delete/Quiet") == 0) {
 		r->quiet = strcmp(value, "true") == 0;
 	} else if (strcmp(path, "Delete/Object/Key") == 0) {
-		if (r->count == KEYS_MAX || value[0] == '\0' || strlen(value) > OBJECT_KEY_MAX || (r->keys[r->count] = strdup(value)) == NULL)
+		if (r->count == KEYS_MAX || value[0] == '\0' || strlen(value) > OBJECT_KEY_MAX ||
+		    (r->keys[r->count] = strdup(value)) == NULL)
 			return false;
 		r->count++;
 	}

@@ -80,7 +80,8 @@ void s3_upload_part(struct s3_call *c) {
 	struct s3_checksum sum;
 	struct error e = {0};
 	cleanup_free char *id = s3_query(c, "uploadId"), *number = s3_query(c, "partNumber");
-	int n = number == NULL || strlen(number) > 5 || number[0] == '\0' || strspn(number, "0123456789") != strlen(number) ? 0 : atoi(number);
+	int n = number == NULL || strlen(number) > 5 || number[0] == '\0' || strspn(number, "0123456789") != strlen(number) ? 0
+															    : atoi(number);
 	if (n < 1 || n > 10000) {
 		s3_fail(c, "InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive");
 		return;
@@ -166,7 +167,8 @@ static bool lists_etag(const struct http_header *h, const char *etag) {
 
 // Headers of the object, and of the query's response-* parameters, which override them.
 static void add_headers(struct s3_call *c, const struct object *o, bool whole) {
-	static const char *const overridden[] = {"content-type", "content-language", "expires", "cache-control", "content-disposition", "content-encoding"};
+	static const char *const overridden[] = {"content-type",  "content-language",    "expires",
+						 "cache-control", "content-disposition", "content-encoding"};
 	char modified[40];
 	s3_http_time(o->modified_ms, modified);
 	exchange_header(c->x, "etag", "\"%s\"", o->etag);

@@ -568,16 +568,18 @@ int server_start(struct engine *en, const struct server_options *o, struct serve
 	r = uv_tcp_bind(&s->listener, (struct sockaddr *)&address, 0);
 	if (r == 0)
 		r = uv_listen((uv_stream_t *)&s->listener, 256, on_connection);
-	struct sockaddr_storage bound;
+	struct sockaddr_storage bound = {0};
 	int size = sizeof(bound);
 	if (r == 0)
 		r = uv_tcp_getsockname(&s->listener, (struct sockaddr *)&bound, &size);
 	if (r < 0) {
-		error_set(e, r, "cannot listen on %s: %s; choose another address in the configuration, or end what uses it", o->listen, uv_strerror(r));
+		error_set(e, r, "cannot listen on %s: %s; choose another address in the configuration, or end what uses it", o->listen,
+			  uv_strerror(r));
 		server_stop(s, NULL, NULL);
 		return r;
 	}
-	s->port = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port : ((struct sockaddr_in *)&bound)->sin_port);
+	s->port =
+		ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port : ((struct sockaddr_in *)&bound)->sin_port);
 	*ret = s;
 	return 0;
 }

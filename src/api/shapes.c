@@ -3,7 +3,8 @@
 
 #include <string.h>
 
-#define END {NULL, NULL, false}
+#define END \
+	{ NULL, NULL, false }
 
 static bool is_letter_or_digit(char c) {
 	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
@@ -84,10 +85,12 @@ static const struct shape port = {.kind = SHAPE_INTEGER, .min = 1, .max = 65535}
 static const struct shape code_artifact = {.kind = SHAPE_UNION, .members = (const struct shape_member[]){{"uri", &not_blank, false}, END}};
 
 static const struct shape empty_structure = {.kind = SHAPE_STRUCTURE, .members = (const struct shape_member[]){END}};
-static const struct shape log_group = {.kind = SHAPE_STRING, .min = 1, .max = 512, .matches = is_log_group, .pattern = "[a-zA-Z0-9_\\-/.#]+"};
+static const struct shape log_group = {
+	.kind = SHAPE_STRING, .min = 1, .max = 512, .matches = is_log_group, .pattern = "[a-zA-Z0-9_\\-/.#]+"};
 static const struct shape log_stream = {.kind = SHAPE_STRING, .min = 1, .max = 512, .matches = is_log_stream, .pattern = "[^:*]*"};
 static const struct shape cloud_watch = {
-	.kind = SHAPE_STRUCTURE, .members = (const struct shape_member[]){{"logGroup", &log_group, false}, {"logStream", &log_stream, false}, END}};
+	.kind = SHAPE_STRUCTURE,
+	.members = (const struct shape_member[]){{"logGroup", &log_group, false}, {"logStream", &log_stream, false}, END}};
 static const struct shape logging = {
 	.kind = SHAPE_UNION,
 	.members = (const struct shape_member[]){{"disabled", &empty_structure, false}, {"cloudWatch", &cloud_watch, false}, END}};
@@ -123,11 +126,10 @@ static const struct shape image_hooks = {.kind = SHAPE_STRUCTURE,
 										  {"validate", &enabled, false},
 										  {"validateTimeoutInSeconds", &build_timeout, false},
 										  END}};
-static const struct shape hooks = {.kind = SHAPE_STRUCTURE,
-				   .members = (const struct shape_member[]){{"port", &port, false},
-									    {"microvmHooks", &microvm_hooks, false},
-									    {"microvmImageHooks", &image_hooks, false},
-									    END}};
+static const struct shape hooks = {
+	.kind = SHAPE_STRUCTURE,
+	.members = (const struct shape_member[]){
+		{"port", &port, false}, {"microvmHooks", &microvm_hooks, false}, {"microvmImageHooks", &image_hooks, false}, END}};
 
 static const struct shape environment_key = {.kind = SHAPE_STRING, .min = 1, .max = 256, .matches = is_without_space, .pattern = "[^\\s]+"};
 static const struct shape environment_value = {.kind = SHAPE_STRING, .max = 4096, .sensitive = true};
@@ -135,7 +137,8 @@ static const struct shape environment = {.kind = SHAPE_MAP, .max = 50, .key = &e
 
 static const struct shape tag_key = {
 	.kind = SHAPE_STRING, .min = 1, .max = 128, .matches = is_tag_text, .pattern = "([\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]*)"};
-static const struct shape tag_value = {.kind = SHAPE_STRING, .max = 256, .matches = is_tag_text, .pattern = "([\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]*)"};
+static const struct shape tag_value = {
+	.kind = SHAPE_STRING, .max = 256, .matches = is_tag_text, .pattern = "([\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]*)"};
 static const struct shape tags = {.kind = SHAPE_MAP, .key = &tag_key, .element = &tag_value};
 
 const struct shape shape_create_image = {.kind = SHAPE_STRUCTURE,
@@ -181,13 +184,12 @@ const struct shape shape_run = {.kind = SHAPE_STRUCTURE,
 									 END}};
 
 static const struct shape expiration = {.kind = SHAPE_INTEGER, .min = 1};
-static const struct shape port_range = {.kind = SHAPE_STRUCTURE,
-					.members = (const struct shape_member[]){{"startPort", &port, true}, {"endPort", &port, true}, END}};
-static const struct shape port_specification = {.kind = SHAPE_UNION,
-						.members = (const struct shape_member[]){{"port", &port, false},
-											 {"range", &port_range, false},
-											 {"allPorts", &empty_structure, false},
-											 END}};
+static const struct shape port_range = {
+	.kind = SHAPE_STRUCTURE, .members = (const struct shape_member[]){{"startPort", &port, true}, {"endPort", &port, true}, END}};
+static const struct shape port_specification = {
+	.kind = SHAPE_UNION,
+	.members = (const struct shape_member[]){
+		{"port", &port, false}, {"range", &port_range, false}, {"allPorts", &empty_structure, false}, END}};
 static const struct shape allowed_ports = {.kind = SHAPE_LIST, .min = 1, .element = &port_specification};
 
 const struct shape shape_auth_token = {

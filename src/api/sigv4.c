@@ -97,15 +97,17 @@ static const struct http_header *find_one(const struct http_head *h, const char 
 	return found;
 }
 
-static enum sigv4_verdict parse_header(const struct http_head *h, struct slice value, const char *service, struct sigv4 *s, struct error *e) {
+static enum sigv4_verdict parse_header(const struct http_head *h, struct slice value, const char *service, struct sigv4 *s,
+				       struct error *e) {
 	struct slice rest = value, algorithm = cut(&rest, ' '), credential = {0}, headers = {0}, signature = {0};
 	if (!slice_equals(algorithm, ALGORITHM)) {
-		error_set(e, -EINVAL, "Unsupported AWS 'algorithm': '%.*s'; use " ALGORITHM, (int)(algorithm.size < 64 ? algorithm.size : 64), algorithm.data);
+		error_set(e, -EINVAL, "Unsupported AWS 'algorithm': '%.*s'; use " ALGORITHM,
+			  (int)(algorithm.size < 64 ? algorithm.size : 64), algorithm.data);
 		return SIGV4_MALFORMED;
 	}
 	while (rest.size > 0) {
 		struct slice v = trim(cut(&rest, ',')), name = cut(&v, '=');
-		struct slice *to = slice_equals(name, "Credential") ? &credential
+		struct slice *to = slice_equals(name, "Credential")      ? &credential
 				   : slice_equals(name, "SignedHeaders") ? &headers
 				   : slice_equals(name, "Signature")     ? &signature
 									 : NULL;
@@ -117,7 +119,9 @@ static enum sigv4_verdict parse_header(const struct http_head *h, struct slice v
 	}
 	if (credential.data == NULL || headers.data == NULL || signature.data == NULL) {
 		error_set(e, -EINVAL, "Authorization header requires '%s' parameter.",
-			  credential.data == NULL ? "Credential" : headers.data == NULL ? "SignedHeaders" : "Signature");
+			  credential.data == NULL ? "Credential"
+			  : headers.data == NULL  ? "SignedHeaders"
+						  : "Signature");
 		return SIGV4_MALFORMED;
 	}
 	enum sigv4_verdict v = parse_credential(credential, service, s, e);
@@ -126,7 +130,9 @@ static enum sigv4_verdict parse_header(const struct http_head *h, struct slice v
 	bool several = false;
 	const struct http_header *date = find_one(h, "x-amz-date", &several);
 	if (!parse_signature(signature, s) || date == NULL || several || !parse_date(date->value, s)) {
-		error_set(e, -EINVAL, "Authorization needs a Signature of 64 hexadecimal digits and one X-Amz-Date header of the form YYYYMMDDTHHMMSSZ, on the day of the Credential");
+		error_set(e, -EINVAL,
+			  "Authorization needs a Signature of 64 hexadecimal digits and one X-Amz-Date header of the form "
+			  "YYYYMMDDTHHMMSSZ, on the day of the Credential");
 		return SIGV4_MALFORMED;
 	}
 	s->signed_headers = headers;
@@ -152,11 +158,14 @@ static enum sigv4_verdict parse_query(struct slice query, const char *service, s
 	char algorithm[32], credential[256], date[32], signature[SIGV4_HEX], expires[16];
 	s->presigned = true;
 	if (!take_parameter(query, "X-Amz-Algorithm", algorithm, sizeof(algorithm)) || strcmp(algorithm, ALGORITHM) != 0 ||
-	    !take_parameter(query, "X-Amz-Credential", credential, sizeof(credential)) || !take_parameter(query, "X-Amz-Date", date, sizeof(date)) ||
+	    !take_parameter(query, "X-Amz-Credential", credential, sizeof(credential)) ||
+	    !take_parameter(query, "X-Amz-Date", date, sizeof(date)) ||
 	    !take_parameter(query, "X-Amz-SignedHeaders", s->signed_headers_buffer, sizeof(s->signed_headers_buffer)) ||
 	    !take_parameter(query, "X-Amz-Signature", signature, sizeof(signature)) ||
 	    !take_parameter(query, "X-Amz-Expires", expires, sizeof(expires))) {
-		error_set(e, -EINVAL, "Query-string authentication requires the X-Amz-Algorithm (" ALGORITHM "), X-Amz-Credential, X-Amz-Signature, X-Amz-Date, X-Amz-SignedHeaders, and X-Amz-Expires parameters.");
+		error_set(e, -EINVAL,
+			  "Query-string authentication requires the X-Amz-Algorithm (" ALGORITHM
+			  "), X-Amz-Credential, X-Amz-Signature, X-Amz-Date, X-Amz-SignedHeaders, and X-Amz-Expires parameters.");
 		return SIGV4_MALFORMED;
 	}
 	enum sigv4_verdict v = parse_credential(slice_of(credential), service, s, e);
@@ -169,7 +178,9 @@ static enum sigv4_verdict parse_query(struct slice query, const char *service, s
 		return SIGV4_MALFORMED;
 	}
 	if (!parse_signature(slice_of(signature), s) || !parse_date(slice_of(date), s)) {
-		error_set(e, -EINVAL, "X-Amz-Signature must be 64 hexadecimal digits, and X-Amz-Date of the form YYYYMMDDTHHMMSSZ on the day of X-Amz-Credential");
+		error_set(e, -EINVAL,
+			  "X-Amz-Signature must be 64 hexadecimal digits, and X-Amz-Date of the form YYYYMMDDTHHMMSSZ on the day of "
+			  "X-Amz-Credential");
 		return SIGV4_MALFORMED;
 	}
 	s->signed_headers = slice_of(s->signed_headers_buffer);
@@ -187,7 +198,9 @@ enum sigv4_verdict sigv4_parse(const struct http_head *h, const char *service, s
 	if (presigned == 1)
 		free(value);
 	if (several || (authorization != NULL && presigned != 0)) {
-		error_set(e, -EINVAL, "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter or the Authorization header should be specified, once");
+		error_set(e, -EINVAL,
+			  "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter or the Authorization header should be "
+			  "specified, once");
 		return SIGV4_MALFORMED;
 	}
 	if (presigned != 0)
@@ -449,13 +462,16 @@ enum sigv4_verdict sigv4_check(const struct sigv4 *s, const struct http_head *h,
 	if (v != SIGV4_FINE)
 		return v;
 	if (!all_signed(s, h)) {
-		error_set(e, -EACCES, "There were headers present in the request which were not signed: Host and every X-Amz-* header must be");
+		error_set(e, -EACCES,
+			  "There were headers present in the request which were not signed: Host and every X-Amz-* header must be");
 		return SIGV4_UNSIGNED;
 	}
 	cleanup_text canonical = {0};
 	char digest[SIGV4_HEX], scope[80], string[sizeof(ALGORITHM) + 17 + 80 + SIGV4_HEX + 4], signature[SIGV4_HEX];
 	if (!canonical_request(&canonical, s, h, payload)) {
-		error_set(e, -EINVAL, "The path, query or list of signed headers cannot be read: percent-encoding is wrong, or there is too much of it");
+		error_set(
+			e, -EINVAL,
+			"The path, query or list of signed headers cannot be read: percent-encoding is wrong, or there is too much of it");
 		return SIGV4_MALFORMED;
 	}
 	sha256_hex(canonical.data, canonical.size, digest);
@@ -466,8 +482,10 @@ enum sigv4_verdict sigv4_check(const struct sigv4 *s, const struct http_head *h,
 	sigv4_sign(key, string, (size_t)n, signature);
 	OPENSSL_cleanse(key, sizeof(key));
 	if (!sigv4_same(signature, s->signature)) {
-		error_set(e, -EACCES, "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key and signing "
-				      "method. Consult the service documentation for details.");
+		error_set(e, -EACCES,
+			  "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key "
+			  "and signing "
+			  "method. Consult the service documentation for details.");
 		return SIGV4_MISMATCH;
 	}
 	return SIGV4_FINE;

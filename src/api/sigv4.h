@@ -34,9 +34,9 @@ struct sigv4 {
 	char service[17];  // of the scope
 	char amz_date[17]; // YYYYMMDDTHHMMSSZ
 	char signature[SIGV4_HEX];
-	int64_t signed_at; // seconds since the epoch
-	int64_t expires_s; // presigned only
-	struct slice signed_headers; // in the head's bytes
+	int64_t signed_at;                // seconds since the epoch
+	int64_t expires_s;                // presigned only
+	struct slice signed_headers;      // in the head's bytes
 	char signed_headers_buffer[1024]; // of a presigned request, decoded
 };
 

@@ -8,8 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define QUOTED_MAX 128      // bytes of a value in a message
-#define VIOLATIONS_MAX 50   // reported; the rest is only counted
+#define QUOTED_MAX 128    // bytes of a value in a message
+#define VIOLATIONS_MAX 50 // reported; the rest is only counted
 #define PATH_TEXT_MAX 256
 
 size_t count_characters(const char *s) {
@@ -83,7 +83,8 @@ static bool scalar_matches(const json_t *v, bool fine, const char *wanted, char 
 	if (fine)
 		return true;
 	if (json_is_array(v) || json_is_object(v))
-		return wrong(message, json_is_array(v) ? "Start of list found where not expected" : "Start of structure or map found where not expected.");
+		return wrong(message, json_is_array(v) ? "Start of list found where not expected"
+						       : "Start of structure or map found where not expected.");
 	snprintf(message, 128, "%s can not be converted to %s", token_name(v), wanted);
 	return false;
 }
@@ -102,8 +103,8 @@ bool shape_types_match(const struct shape *s, const json_t *v, char message[stat
 	case SHAPE_STRING:
 		return scalar_matches(v, json_is_string(v), "a String", message);
 	case SHAPE_INTEGER:
-		return scalar_matches(v, json_is_integer(v) && json_integer_value(v) >= INT32_MIN && json_integer_value(v) <= INT32_MAX, "an Integer",
-				      message);
+		return scalar_matches(v, json_is_integer(v) && json_integer_value(v) >= INT32_MIN && json_integer_value(v) <= INT32_MAX,
+				      "an Integer", message);
 	case SHAPE_BOOLEAN:
 		return scalar_matches(v, json_is_boolean(v), "a Boolean", message);
 	case SHAPE_LIST: {
@@ -162,10 +163,11 @@ static void check_integer(const struct shape *s, int64_t value, const char *path
 }
 
 static void check_size(const struct shape *s, size_t n, const json_t *value, const char *path, struct violations *v) {
-	bool low = (int64_t)n < s->min, high = s->max > 0 && (int64_t)n > s->max;
+	bool low = (int64_t)n<s->min, high = s->max> 0 && (int64_t)n > s->max;
 	if (!low && !high)
 		return;
-	char *text = s->sensitive || (s->element != NULL && s->element->sensitive) ? NULL : json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+	char *text =
+		s->sensitive || (s->element != NULL && s->element->sensitive) ? NULL : json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
 	violation_add(v, text, path, "have length %s than or equal to %lld", low ? "greater" : "less", (long long)(low ? s->min : s->max));
 	free(text);
 }

@@ -17,13 +17,13 @@ struct shape_member;
 
 struct shape {
 	enum shape_kind kind;
-	int64_t min, max;              // characters, value, or number of elements; max 0: none
-	bool (*matches)(const char *); // strings: whether the whole text matches …
-	const char *pattern;           // … this, as the message quotes it
-	const char *const *values;     // strings: an enumeration, NULL-terminated
-	bool sensitive;                // never quoted in a message
-	const struct shape *element;   // of a list; the values of a map
-	const struct shape *key;       // of a map
+	int64_t min, max;                   // characters, value, or number of elements; max 0: none
+	bool (*matches)(const char *);      // strings: whether the whole text matches …
+	const char *pattern;                // … this, as the message quotes it
+	const char *const *values;          // strings: an enumeration, NULL-terminated
+	bool sensitive;                     // never quoted in a message
+	const struct shape *element;        // of a list; the values of a map
+	const struct shape *key;            // of a map
 	const struct shape_member *members; // of structures and unions, ended by one without a name
 };
 

@@ -122,7 +122,10 @@ static bool read_reference(struct xml *x) {
 	int digits = 0;
 	for (; x->at < x->end && *x->at != ';'; x->at++, digits++) {
 		char d = *x->at;
-		unsigned v = d >= '0' && d <= '9' ? (unsigned)(d - '0') : d >= 'a' && d <= 'f' ? (unsigned)(d - 'a' + 10) : d >= 'A' && d <= 'F' ? (unsigned)(d - 'A' + 10) : 99;
+		unsigned v = d >= '0' && d <= '9'   ? (unsigned)(d - '0')
+			     : d >= 'a' && d <= 'f' ? (unsigned)(d - 'a' + 10)
+			     : d >= 'A' && d <= 'F' ? (unsigned)(d - 'A' + 10)
+						    : 99;
 		if (v >= base || digits == 8)
 			return false;
 		c = c * base + v;

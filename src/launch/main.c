@@ -234,7 +234,8 @@ static void vmm_ended(struct launch *l, struct slot *slot) {
 	if (slot->state == SLOT_USED) {
 		log_warn("vmm.ended", LOG_S("vmm", slot->name), LOG_U("waitStatus", slot->wait_status));
 		struct launch_header h = {.magic = LAUNCH_MAGIC, .kind = LAUNCH_EVENT_ENDED};
-		reply(l, &h, slot->wait_status, slot, NULL);
+		reply(l, &h, slot->mine ? slot->wait_status : -1, slot, NULL);
+		slot_kill(&l->slots, slot);
 	} else if (slot->state == SLOT_READY) {
 		log_error("vmm.ended", LOG_S("vmm", slot->name), LOG_U("waitStatus", slot->wait_status), LOG_S("in", "pool"));
 		l->refill_failures++;
@@ -309,11 +310,17 @@ static int next_timeout(const struct launch *l, bool again) {
 	return next == UINT64_MAX ? -1 : next <= now ? 0 : (int)(next - now);
 }
 
+static bool all_gone(const struct launch *l) {
+	return l->stopping && l->stasisd == 0 && slots_count(&l->slots, SLOT_FREE) == LAUNCH_SLOTS_MAX;
+}
+
 static void turn(struct launch *l) {
 	static struct pollfd fds[2 + LAUNCH_SLOTS_MAX];
 	static struct slot *of[2 + LAUNCH_SLOTS_MAX];
 	nfds_t n = 0;
 	bool again = finish_slots(l);
+	if (all_gone(l))
+		return;
 	fds[n++] = (struct pollfd){.fd = l->signals, .events = POLLIN};
 	fds[n++] = (struct pollfd){.fd = l->pair, .events = POLLIN};
 	for (unsigned i = 0; i < LAUNCH_SLOTS_MAX; i++) {
@@ -340,10 +347,6 @@ static void turn(struct launch *l) {
 	}
 	if (l->refill_at_ms != 0 && now >= l->refill_at_ms)
 		refill(l);
-}
-
-static bool all_gone(const struct launch *l) {
-	return l->stopping && l->stasisd == 0 && slots_count(&l->slots, SLOT_FREE) == LAUNCH_SLOTS_MAX;
 }
 
 static int prepare_state_folder(const struct launch_options *o, struct error *e) {

@@ -52,24 +52,28 @@ static size_t receive(char *data, size_t one, size_t n, void *arg) {
 static int status_error(const struct fetch *f, long status, const char *uri, struct error *e) {
 	const char *code = strstr(f->answer, "<Code>");
 	if (code != NULL && strncmp(code + 6, "NoSuchBucket<", 13) == 0)
-		return error_named(e, -ENOENT, "S3_NO_SUCH_BUCKET", "The bucket of %s does not exist: create it, or correct codeArtifact.uri", uri);
+		return error_named(e, -ENOENT, "S3_NO_SUCH_BUCKET",
+				   "The bucket of %s does not exist: create it, or correct codeArtifact.uri", uri);
 	switch (status) {
 	case 404:
 		return error_named(e, -ENOENT, "S3_NO_SUCH_KEY", "There is no %s: upload the zip, or correct codeArtifact.uri", uri);
 	case 401:
 	case 403:
-		return error_named(e, -EACCES, "S3_ACCESS_DENIED", "Reading %s was denied: check s3AccessKeyId and s3SecretAccessKey in the configuration", uri);
+		return error_named(e, -EACCES, "S3_ACCESS_DENIED",
+				   "Reading %s was denied: check s3AccessKeyId and s3SecretAccessKey in the configuration", uri);
 	case 301:
 	case 307:
 	case 308:
-		return error_named(e, -EACCES, "S3_CROSS_REGION_ACCESS_DENIED", "%s lies in another region than s3Region in the configuration", uri);
+		return error_named(e, -EACCES, "S3_CROSS_REGION_ACCESS_DENIED",
+				   "%s lies in another region than s3Region in the configuration", uri);
 	default:
-		return error_named(e, -EIO, "INTERNAL_PLATFORM_ERROR", "Reading %s failed: the S3 endpoint answered with status %ld", uri, status);
+		return error_named(e, -EIO, "INTERNAL_PLATFORM_ERROR", "Reading %s failed: the S3 endpoint answered with status %ld", uri,
+				   status);
 	}
 }
 
-static void set_options(CURL *curl, const struct config *c, const char *url, const char *credentials, const char *sigv4, struct curl_slist *headers,
-			struct fetch *f) {
+static void set_options(CURL *curl, const struct config *c, const char *url, const char *credentials, const char *sigv4,
+			struct curl_slist *headers, struct fetch *f) {
 	curl_easy_setopt(curl, CURLOPT_URL, url);
 	curl_easy_setopt(curl, CURLOPT_PATH_AS_IS, 1L);
 	curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
@@ -129,12 +133,14 @@ static int fetch(const struct config *c, const struct artifacts *a, const char *
 	curl_easy_cleanup(f.curl);
 	curl_slist_free_all(headers);
 	if (f.too_large)
-		return error_named(e, -EFBIG, "S3_INVALID_OBJECT", "%s is larger than artifactLimitBytes (%llu) in the configuration allows", uri,
+		return error_named(e, -EFBIG, "S3_INVALID_OBJECT",
+				   "%s is larger than artifactLimitBytes (%llu) in the configuration allows", uri,
 				   (unsigned long long)a->limit);
 	if (f.write_error < 0)
 		return error_named(e, f.write_error, "DISK_STORAGE_FULL", "cannot store %s: %s", uri, strerror(-f.write_error));
 	if (code != CURLE_OK)
-		return error_named(e, -EIO, "INTERNAL_PLATFORM_ERROR", "Reading %s from %s failed: %s", uri, c->s3_endpoint, curl_easy_strerror(code));
+		return error_named(e, -EIO, "INTERNAL_PLATFORM_ERROR", "Reading %s from %s failed: %s", uri, c->s3_endpoint,
+				   curl_easy_strerror(code));
 	if (status != 200)
 		return status_error(&f, status, uri, e);
 	*ret_size = f.size;
@@ -147,7 +153,8 @@ static int open_stored(struct artifacts *a, const char *account, const char *uri
 	struct bucket b;
 	int r = artifacts_get_bucket(a, account, bucket, &b, e);
 	if (r == -ENOENT)
-		return error_named(e, r, "S3_NO_SUCH_BUCKET", "The bucket of %s does not exist: create it, or correct codeArtifact.uri", uri);
+		return error_named(e, r, "S3_NO_SUCH_BUCKET", "The bucket of %s does not exist: create it, or correct codeArtifact.uri",
+				   uri);
 	if (r == -EACCES)
 		return error_named(e, r, "S3_ACCESS_DENIED", "The bucket of %s belongs to another account", uri);
 	if (r < 0)

@@ -154,7 +154,8 @@ int artifacts_create_bucket(struct artifacts *a, const char *account, const char
 		if (strcmp(b.account, account) == 0)
 			return error_named(e, -EEXIST, "BucketAlreadyOwnedByYou",
 					   "Your previous request to create the named bucket succeeded and you already own it.");
-		return error_named(e, -EEXIST, "BucketAlreadyExists", "The requested bucket name is not available. Select a different name and try again.");
+		return error_named(e, -EEXIST, "BucketAlreadyExists",
+				   "The requested bucket name is not available. Select a different name and try again.");
 	}
 	if (r != -ENOENT)
 		return r;
@@ -164,7 +165,8 @@ int artifacts_create_bucket(struct artifacts *a, const char *account, const char
 	if (r >= 0)
 		r = sync_folder(a->folder, e);
 	if (r >= 0)
-		r = db_exec(a->store, e, "INSERT INTO buckets(name, account, created_ms) VALUES(?,?,?)", "ssi", name, account, (int64_t)realtime_ms());
+		r = db_exec(a->store, e, "INSERT INTO buckets(name, account, created_ms) VALUES(?,?,?)", "ssi", name, account,
+			    (int64_t)realtime_ms());
 	return r < 0 ? r : 0;
 }
 
@@ -191,14 +193,16 @@ int artifacts_delete_bucket(struct artifacts *a, const char *account, const char
 	return remove_tree(path, e);
 }
 
-int artifacts_list_buckets(struct artifacts *a, const char *account, int (*each)(const struct bucket *, void *), void *arg, struct error *e) {
+int artifacts_list_buckets(struct artifacts *a, const char *account, int (*each)(const struct bucket *, void *), void *arg,
+			   struct error *e) {
 	char after[BUCKET_MAX] = "";
 	for (;;) {
 		struct bucket b = {.created_ms = 0};
 		{
 			DB_LOCKED(a->store);
 			db_statement st = NULL;
-			int r = db_query(a->store, &st, e, "SELECT name, account, created_ms FROM buckets WHERE name > ? AND account=? ORDER BY name LIMIT 1",
+			int r = db_query(a->store, &st, e,
+					 "SELECT name, account, created_ms FROM buckets WHERE name > ? AND account=? ORDER BY name LIMIT 1",
 					 "ss", after, account);
 			if (r >= 0)
 				r = db_step(a->store, st, e);
@@ -265,7 +269,8 @@ int artifacts_write_start(struct artifacts *a, const char *bucket, struct object
 
 int artifacts_write(struct object_writer *w, const void *data, size_t size, struct error *e) {
 	if (size > w->a->limit || w->size > w->a->limit - size)
-		return error_named(e, -EFBIG, "EntityTooLarge", "Your proposed upload exceeds the maximum allowed size of %llu bytes (artifactLimitBytes)",
+		return error_named(e, -EFBIG, "EntityTooLarge",
+				   "Your proposed upload exceeds the maximum allowed size of %llu bytes (artifactLimitBytes)",
 				   (unsigned long long)w->a->limit);
 	int r = write_full(w->fd, data, size);
 	if (r < 0)
@@ -297,8 +302,8 @@ static int flush(struct object_writer *w, struct error *e) {
 }
 
 // Inside a transaction: makes the file the object's content. `old` gets the name of the file that it replaces, or "".
-static int put_object(struct artifacts *a, const char *bucket, const char *key, const char *file, uint64_t size, const char *etag, const char *headers,
-		      char old[UUID_TEXT], struct error *e) {
+static int put_object(struct artifacts *a, const char *bucket, const char *key, const char *file, uint64_t size, const char *etag,
+		      const char *headers, char old[UUID_TEXT], struct error *e) {
 	struct store *s = a->store;
 	old[0] = '\0';
 	{
@@ -311,8 +316,8 @@ static int put_object(struct artifacts *a, const char *bucket, const char *key, 
 		if (r > 0)
 			db_text(st, 0, old, UUID_TEXT);
 	}
-	int r = db_exec(s, e, "INSERT OR REPLACE INTO objects(bucket, key, file, size, etag, modified_ms, headers) VALUES(?,?,?,?,?,?,?)", "sssisis", bucket,
-			key, file, (int64_t)size, etag, (int64_t)realtime_ms(), headers == NULL ? "{}" : headers);
+	int r = db_exec(s, e, "INSERT OR REPLACE INTO objects(bucket, key, file, size, etag, modified_ms, headers) VALUES(?,?,?,?,?,?,?)",
+			"sssisis", bucket, key, file, (int64_t)size, etag, (int64_t)realtime_ms(), headers == NULL ? "{}" : headers);
 	if (r == -ENOENT)
 		return error_named(e, r, "NoSuchBucket", "The specified bucket does not exist");
 	return r;
@@ -443,8 +448,8 @@ static bool successor(char *prefix) {
 	return false;
 }
 
-int artifacts_list(struct artifacts *a, const struct object_list *q, int (*each)(const char *key, const struct object *o, void *), void *arg,
-		   bool *ret_more, char last[OBJECT_KEY_MAX + 1], struct error *e) {
+int artifacts_list(struct artifacts *a, const struct object_list *q, int (*each)(const char *key, const struct object *o, void *),
+		   void *arg, bool *ret_more, char last[OBJECT_KEY_MAX + 1], struct error *e) {
 	size_t prefix_size = strlen(q->prefix), given = 0;
 	char from[OBJECT_KEY_MAX + 1];
 	bool or_equal = false;
@@ -508,7 +513,8 @@ static int find_upload(struct artifacts *a, const char *bucket, const char *key,
 		return r;
 	if (r == 0)
 		return error_named(e, -ENOENT, "NoSuchUpload",
-				   "The specified upload does not exist. The upload ID may be invalid, or the upload may have been aborted or completed.");
+				   "The specified upload does not exist. The upload ID may be invalid, or the upload may have been aborted "
+				   "or completed.");
 	if (ret_headers != NULL && (*ret_headers = db_text_copy(st, 0)) == NULL)
 		return error_set(e, -ENOMEM, "out of memory reading an upload");
 	return 0;
@@ -518,8 +524,8 @@ int artifacts_upload_start(struct artifacts *a, const char *bucket, const char *
 			   struct error *e) {
 	DB_LOCKED(a->store);
 	uuid_new(id);
-	int r = db_exec(a->store, e, "INSERT INTO uploads(id, bucket, key, created_ms, headers) VALUES(?,?,?,?,?)", "sssis", id, bucket, key,
-			(int64_t)realtime_ms(), headers_json);
+	int r = db_exec(a->store, e, "INSERT INTO uploads(id, bucket, key, created_ms, headers) VALUES(?,?,?,?,?)", "sssis", id, bucket,
+			key, (int64_t)realtime_ms(), headers_json);
 	if (r == -ENOENT)
 		return error_named(e, r, "NoSuchBucket", "The specified bucket does not exist");
 	return r < 0 ? r : 0;
@@ -547,8 +553,8 @@ int artifacts_upload_part(struct object_writer *w, const char *key, const char *
 					db_text(st, 0, old, sizeof(old));
 			}
 			if (r >= 0)
-				r = db_exec(s, e, "INSERT OR REPLACE INTO parts(upload, number, file, size, etag) VALUES(?,?,?,?,?)", "sisis", id,
-					    (int64_t)number, w->file, (int64_t)w->size, artifacts_write_etag(w));
+				r = db_exec(s, e, "INSERT OR REPLACE INTO parts(upload, number, file, size, etag) VALUES(?,?,?,?,?)",
+					    "sisis", id, (int64_t)number, w->file, (int64_t)w->size, artifacts_write_etag(w));
 			r = db_end(s, r, e);
 		}
 	}
@@ -570,10 +576,12 @@ static int find_parts(struct artifacts *a, const char *id, const struct upload_p
 	uint64_t total = 0;
 	for (size_t i = 1; i < n; i++)
 		if (named[i].number <= named[i - 1].number)
-			return error_named(e, -EINVAL, "InvalidPartOrder", "The list of parts was not in ascending order. Parts must be ordered by part number.");
+			return error_named(e, -EINVAL, "InvalidPartOrder",
+					   "The list of parts was not in ascending order. Parts must be ordered by part number.");
 	for (size_t i = 0; i < n; i++) {
 		db_statement st = NULL;
-		int r = db_query(s, &st, e, "SELECT file, size, etag FROM parts WHERE upload=? AND number=?", "si", id, (int64_t)named[i].number);
+		int r = db_query(s, &st, e, "SELECT file, size, etag FROM parts WHERE upload=? AND number=?", "si", id,
+				 (int64_t)named[i].number);
 		if (r >= 0)
 			r = db_step(s, st, e);
 		if (r < 0)
@@ -585,13 +593,15 @@ static int find_parts(struct artifacts *a, const char *id, const struct upload_p
 		}
 		if (r == 0 || strcmp(ret[i].etag, named[i].etag) != 0)
 			return error_named(e, -EINVAL, "InvalidPart",
-					   "One or more of the specified parts could not be found. The part may not have been uploaded, or the specified "
+					   "One or more of the specified parts could not be found. The part may not have been uploaded, or "
+					   "the specified "
 					   "entity tag may not match the part's entity tag.");
 		if (i + 1 < n && ret[i].size < PART_MINIMUM)
 			return error_named(e, -EINVAL, "EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size");
 		total += ret[i].size;
 		if (total > a->limit)
-			return error_named(e, -EFBIG, "EntityTooLarge", "Your proposed upload exceeds the maximum allowed size of %llu bytes (artifactLimitBytes)",
+			return error_named(e, -EFBIG, "EntityTooLarge",
+					   "Your proposed upload exceeds the maximum allowed size of %llu bytes (artifactLimitBytes)",
 					   (unsigned long long)a->limit);
 	}
 	return 0;
@@ -603,7 +613,8 @@ static int append_file(struct object_writer *w, const char *file, uint64_t size,
 	cleanup_close int from = open(path, O_RDONLY | O_CLOEXEC);
 	if (from < 0) // completed or aborted by somebody else meanwhile
 		return error_named(e, -ENOENT, "NoSuchUpload",
-				   "The specified upload does not exist. The upload ID may be invalid, or the upload may have been aborted or completed.");
+				   "The specified upload does not exist. The upload ID may be invalid, or the upload may have been aborted "
+				   "or completed.");
 	for (uint64_t left = size; left > 0;) {
 		ssize_t n = copy_file_range(from, NULL, w->fd, NULL, left, 0);
 		if (n <= 0)
@@ -653,8 +664,8 @@ static int take_upload(struct artifacts *a, const char *id, char (**files)[UUID_
 	return db_exec(s, e, "DELETE FROM uploads WHERE id=?", "s", id);
 }
 
-int artifacts_upload_complete(struct artifacts *a, const char *bucket, const char *key, const char *id, const struct upload_part *parts, size_t n,
-			      char etag[ETAG_MAX], struct error *e) {
+int artifacts_upload_complete(struct artifacts *a, const char *bucket, const char *key, const char *id, const struct upload_part *parts,
+			      size_t n, char etag[ETAG_MAX], struct error *e) {
 	cleanup_free struct part *found = calloc(n + 1, sizeof(*found));
 	cleanup_free char *headers = NULL;
 	if (found == NULL)

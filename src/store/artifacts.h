@@ -20,7 +20,7 @@ struct engine;
 struct store;
 struct artifacts; // opaque
 
-#define BUCKET_MAX 64    // 63 characters and NUL
+#define BUCKET_MAX 64 // 63 characters and NUL
 #define OBJECT_KEY_MAX 1024
 #define ETAG_MAX 48
 
@@ -48,7 +48,8 @@ int artifacts_create_bucket(struct artifacts *a, const char *account, const char
 int artifacts_delete_bucket(struct artifacts *a, const char *account, const char *name, struct error *e);
 // Also refuses (AccessDenied) a bucket of somebody else, unless account is NULL.
 int artifacts_get_bucket(struct artifacts *a, const char *account, const char *name, struct bucket *ret, struct error *e);
-int artifacts_list_buckets(struct artifacts *a, const char *account, int (*each)(const struct bucket *, void *), void *arg, struct error *e);
+int artifacts_list_buckets(struct artifacts *a, const char *account, int (*each)(const struct bucket *, void *), void *arg,
+			   struct error *e);
 
 // Objects. -------------------------------------------------------------------------------------------------------------------
 struct object {
@@ -65,8 +66,9 @@ void object_clear(struct object *o);
 struct object_writer;
 int artifacts_write_start(struct artifacts *a, const char *bucket, struct object_writer **ret, struct error *e);
 int artifacts_write(struct object_writer *w, const void *data, size_t size, struct error *e); // EntityTooLarge beyond the limit
-const char *artifacts_write_etag(struct object_writer *w);                                     // hex MD5 of all that was written
-int artifacts_write_finish(struct object_writer *w, const char *key, const char *headers_json, struct error *e); // releases w, whatever it returns
+const char *artifacts_write_etag(struct object_writer *w);                                    // hex MD5 of all that was written
+int artifacts_write_finish(struct object_writer *w, const char *key, const char *headers_json,
+			   struct error *e); // releases w, whatever it returns
 void artifacts_write_abort(struct object_writer *w);
 
 int artifacts_get_object(struct artifacts *a, const char *bucket, const char *key, struct object *ret, struct error *e);
@@ -81,8 +83,8 @@ struct object_list {
 	const char *bucket, *prefix, *delimiter, *after;
 	size_t limit;
 };
-int artifacts_list(struct artifacts *a, const struct object_list *q, int (*each)(const char *key, const struct object *o, void *), void *arg,
-		   bool *ret_more, char last[OBJECT_KEY_MAX + 1], struct error *e);
+int artifacts_list(struct artifacts *a, const struct object_list *q, int (*each)(const char *key, const struct object *o, void *),
+		   void *arg, bool *ret_more, char last[OBJECT_KEY_MAX + 1], struct error *e);
 
 // Multipart uploads. ---------------------------------------------------------------------------------------------------------
 int artifacts_upload_start(struct artifacts *a, const char *bucket, const char *key, const char *headers_json, char id[UUID_TEXT],
@@ -94,6 +96,6 @@ struct upload_part {
 	int number;
 	char etag[ETAG_MAX]; // without quotes
 };
-int artifacts_upload_complete(struct artifacts *a, const char *bucket, const char *key, const char *id, const struct upload_part *parts, size_t n,
-			      char etag[ETAG_MAX], struct error *e);
+int artifacts_upload_complete(struct artifacts *a, const char *bucket, const char *key, const char *id, const struct upload_part *parts,
+			      size_t n, char etag[ETAG_MAX], struct error *e);
 int artifacts_upload_abort(struct artifacts *a, const char *bucket, const char *key, const char *id, struct error *e);

@@ -59,8 +59,8 @@ void checksum_add(struct checksum *c, const void *data, size_t size) {
 		uint64_t word;
 		memcpy(&word, p, 8);
 		word ^= v;
-		v = t[7][word & 0xff] ^ t[6][word >> 8 & 0xff] ^ t[5][word >> 16 & 0xff] ^ t[4][word >> 24 & 0xff] ^ t[3][word >> 32 & 0xff] ^
-		    t[2][word >> 40 & 0xff] ^ t[1][word >> 48 & 0xff] ^ t[0][word >> 56];
+		v = t[7][word & 0xff] ^ t[6][word >> 8 & 0xff] ^ t[5][word >> 16 & 0xff] ^ t[4][word >> 24 & 0xff] ^
+		    t[3][word >> 32 & 0xff] ^ t[2][word >> 40 & 0xff] ^ t[1][word >> 48 & 0xff] ^ t[0][word >> 56];
 	}
 	for (; size > 0; size--)
 		v = (v >> 8) ^ t[0][(v ^ *p++) & 0xff];

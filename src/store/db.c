@@ -19,8 +19,9 @@ int db_error(struct store *s, int code, struct error *e) {
 	switch (sqlite3_errcode(s->db) & 0xff) {
 	case SQLITE_CORRUPT:
 	case SQLITE_NOTADB:
-		return error_set(e, -EUCLEAN, "the store %s is damaged (%s): restore it from a copy, or move it away to start with an empty one", s->path,
-				 text);
+		return error_set(e, -EUCLEAN,
+				 "the store %s is damaged (%s): restore it from a copy, or move it away to start with an empty one",
+				 s->path, text);
 	case SQLITE_FULL:
 		return error_set(e, -ENOSPC, "no space left on the disk of the store %s: free some", s->path);
 	case SQLITE_READONLY:
@@ -206,7 +207,8 @@ static int check(struct store *s, struct error *e) {
 	} else {
 		const char *text = (const char *)sqlite3_column_text(st, 0);
 		if (text == NULL || strcmp(text, "ok") != 0)
-			r = error_set(e, -EUCLEAN, "the store %s is damaged (%s): restore it from a copy, or move it away to start with an empty one",
+			r = error_set(e, -EUCLEAN,
+				      "the store %s is damaged (%s): restore it from a copy, or move it away to start with an empty one",
 				      s->path, text == NULL ? "?" : text);
 	}
 	sqlite3_finalize(st);
@@ -239,15 +241,15 @@ static int open_database(struct store *s, const char *folder, struct error *e) {
 	if (r < 0)
 		return r;
 	snprintf(s->path, sizeof(s->path), "%s/stasis.db", folder);
-	if (sqlite3_open_v2(s->path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, NULL) !=
-	    SQLITE_OK) {
+	if (sqlite3_open_v2(s->path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE,
+			    NULL) != SQLITE_OK) {
 		if (s->db == NULL)
 			return error_set(e, -ENOMEM, "out of memory opening %s", s->path);
 		return db_error(s, -EIO, e);
 	}
 	sqlite3_busy_timeout(s->db, 5000);
-	if (sqlite3_exec(s->db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;", NULL, NULL,
-			 NULL) != SQLITE_OK)
+	if (sqlite3_exec(s->db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;", NULL, NULL, NULL) !=
+	    SQLITE_OK)
 		return db_error(s, -EIO, e);
 	r = check(s, e);
 	if (r < 0)
@@ -303,7 +305,9 @@ int store_put_key(struct store *s, const struct store_key *k, struct error *e) {
 			return error_set(e, -ENOMEM, "out of memory adding a key");
 		s->keys = more;
 	}
-	int r = db_exec(s, e, "INSERT INTO keys(id, secret, account) VALUES(?,?,?) ON CONFLICT(id) DO UPDATE SET secret=excluded.secret, account=excluded.account",
+	int r = db_exec(s, e,
+			"INSERT INTO keys(id, secret, account) VALUES(?,?,?) ON CONFLICT(id) DO UPDATE SET secret=excluded.secret, "
+			"account=excluded.account",
 			"sss", k->id, k->secret, k->account);
 	if (r < 0)
 		return r;
@@ -337,7 +341,8 @@ int store_secret(struct store *s, const char *name, void *ret, size_t size, stru
 		if (r > 0) {
 			const void *value = sqlite3_column_blob(st, 0);
 			if ((size_t)sqlite3_column_bytes(st, 0) != size || value == NULL)
-				return error_set(e, -EUCLEAN, "the secret %s in the store has another size than this program expects", name);
+				return error_set(e, -EUCLEAN, "the secret %s in the store has another size than this program expects",
+						 name);
 			memcpy(ret, value, size);
 			return 0;
 		}
@@ -389,11 +394,12 @@ int store_add_stage(struct store *s, const char *subject, const char *name, int6
 		return r;
 	r = db_begin(s, e);
 	if (r >= 0) {
-		r = db_exec(s, e, "INSERT INTO stages(subject, name, started_ms, duration_us, detail) VALUES(?,?,?,?,?)", "ssiis", subject, name, started_ms,
-			    duration_us, detail == NULL ? "" : detail);
+		r = db_exec(s, e, "INSERT INTO stages(subject, name, started_ms, duration_us, detail) VALUES(?,?,?,?,?)", "ssiis", subject,
+			    name, started_ms, duration_us, detail == NULL ? "" : detail);
 		if (r >= 0)
 			r = db_exec(s, e,
-				    "DELETE FROM stages WHERE subject=?1 AND seq <= (SELECT seq FROM stages WHERE subject=?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
+				    "DELETE FROM stages WHERE subject=?1 AND seq <= (SELECT seq FROM stages WHERE subject=?1 ORDER BY seq "
+				    "DESC LIMIT 1 OFFSET ?2)",
 				    "si", subject, (int64_t)STORE_STAGES_MAX);
 		r = db_end(s, r, e);
 	}
@@ -411,7 +417,8 @@ int store_list_stages(struct store *s, const char *subject, int (*each)(const st
 	{
 		DB_LOCKED(s);
 		db_statement st = NULL;
-		int r = db_query(s, &st, e, "SELECT name, started_ms, duration_us, detail FROM stages WHERE subject=? ORDER BY seq", "s", subject);
+		int r = db_query(s, &st, e, "SELECT name, started_ms, duration_us, detail FROM stages WHERE subject=? ORDER BY seq", "s",
+				 subject);
 		if (r < 0)
 			return r;
 		while (n < STORE_STAGES_MAX && (r = db_step(s, st, e)) > 0) {

@@ -21,8 +21,9 @@ void store_build_clear(struct store_build *r) {
 
 #define IMAGE_COLUMNS "uuid, account, name, arn, state, latest_active, latest_failed, created_ms, updated_ms, tags, seq"
 #define VERSION_COLUMNS "image_uuid, version, state, status, state_reason, created_ms, updated_ms, config, seq"
-#define BUILD_COLUMNS \
-	"build_id, image_uuid, version, state, architecture, state_reason, created_ms, ended_ms, memory_bytes, code_bytes, disk_bytes, seq"
+#define BUILD_COLUMNS                                                                                                                    \
+	"build_id, image_uuid, version, state, architecture, state_reason, created_ms, ended_ms, memory_bytes, code_bytes, disk_bytes, " \
+	"seq"
 
 static int read_image(sqlite3_stmt *st, void *record, int64_t *seq) {
 	struct store_image *r = record;
@@ -80,14 +81,16 @@ static int insert_version(struct store *s, const char *account, const struct sto
 }
 
 static int insert_build(struct store *s, const struct store_build *b, struct error *e) {
-	return db_exec(s, e,
-		       "INSERT INTO builds(build_id, image_uuid, version, state, architecture, state_reason, created_ms, ended_ms, memory_bytes,"
-		       " code_bytes, disk_bytes) VALUES(?,?,?,?,?,?,?,?,?,?,?)",
-		       "ssssssiiiii", b->build_id, b->image_uuid, b->version, b->state, b->architecture, b->state_reason, b->created_ms, b->ended_ms,
-		       b->memory_bytes, b->code_bytes, b->disk_bytes);
+	return db_exec(
+		s, e,
+		"INSERT INTO builds(build_id, image_uuid, version, state, architecture, state_reason, created_ms, ended_ms, memory_bytes,"
+		" code_bytes, disk_bytes) VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+		"ssssssiiiii", b->build_id, b->image_uuid, b->version, b->state, b->architecture, b->state_reason, b->created_ms,
+		b->ended_ms, b->memory_bytes, b->code_bytes, b->disk_bytes);
 }
 
-int store_add_image(struct store *s, const struct store_image *i, const struct store_version *v, const struct store_build *b, struct error *e) {
+int store_add_image(struct store *s, const struct store_image *i, const struct store_version *v, const struct store_build *b,
+		    struct error *e) {
 	DB_LOCKED(s);
 	int r = db_begin(s, e);
 	if (r < 0)
@@ -95,8 +98,8 @@ int store_add_image(struct store *s, const struct store_image *i, const struct s
 	r = db_exec(s, e,
 		    "INSERT INTO images(uuid, account, name, arn, state, latest_active, latest_failed, created_ms, updated_ms, tags)"
 		    " VALUES(?,?,?,?,?,?,?,?,?,?)",
-		    "sssssssiis", i->uuid, i->account, i->name, i->arn, i->state, i->latest_active_version, i->latest_failed_version, i->created_ms,
-		    i->updated_ms, i->tags == NULL ? "{}" : i->tags);
+		    "sssssssiis", i->uuid, i->account, i->name, i->arn, i->state, i->latest_active_version, i->latest_failed_version,
+		    i->created_ms, i->updated_ms, i->tags == NULL ? "{}" : i->tags);
 	if (r >= 0)
 		r = insert_version(s, i->account, v, e);
 	if (r >= 0)
@@ -113,20 +116,24 @@ static int one(int r, struct error *e, const char *what, const char *which) {
 }
 
 static int update_image(struct store *s, const struct store_image *r, struct error *e) {
-	return one(db_exec(s, e, "UPDATE images SET state=?, latest_active=?, latest_failed=?, updated_ms=?, tags=? WHERE uuid=?", "sssiss", r->state,
-			   r->latest_active_version, r->latest_failed_version, r->updated_ms, r->tags == NULL ? "{}" : r->tags, r->uuid),
+	return one(db_exec(s, e, "UPDATE images SET state=?, latest_active=?, latest_failed=?, updated_ms=?, tags=? WHERE uuid=?", "sssiss",
+			   r->state, r->latest_active_version, r->latest_failed_version, r->updated_ms, r->tags == NULL ? "{}" : r->tags,
+			   r->uuid),
 		   e, "image", r->uuid);
 }
 
 static int update_version(struct store *s, const struct store_version *r, struct error *e) {
 	return one(db_exec(s, e,
-			   "UPDATE versions SET state=?, status=?, state_reason=?, updated_ms=?, config=coalesce(?, config) WHERE image_uuid=? AND version=?",
+			   "UPDATE versions SET state=?, status=?, state_reason=?, updated_ms=?, config=coalesce(?, config) WHERE "
+			   "image_uuid=? AND version=?",
 			   "sssisss", r->state, r->status, r->state_reason, r->updated_ms, r->config, r->image_uuid, r->version),
 		   e, "version", r->version);
 }
 
 static int update_build(struct store *s, const struct store_build *r, struct error *e) {
-	return one(db_exec(s, e, "UPDATE builds SET state=?, state_reason=?, ended_ms=?, memory_bytes=?, code_bytes=?, disk_bytes=? WHERE build_id=?",
+	return one(db_exec(s, e,
+			   "UPDATE builds SET state=?, state_reason=?, ended_ms=?, memory_bytes=?, code_bytes=?, disk_bytes=? WHERE "
+			   "build_id=?",
 			   "ssiiiis", r->state, r->state_reason, r->ended_ms, r->memory_bytes, r->code_bytes, r->disk_bytes, r->build_id),
 		   e, "build", r->build_id);
 }
@@ -144,7 +151,8 @@ int store_update_build(struct store *s, const struct store_build *r, struct erro
 	return update_build(s, r, e);
 }
 
-int store_finish_build(struct store *s, const struct store_image *i, const struct store_version *v, const struct store_build *b, struct error *e) {
+int store_finish_build(struct store *s, const struct store_image *i, const struct store_version *v, const struct store_build *b,
+		       struct error *e) {
 	DB_LOCKED(s);
 	int r = db_begin(s, e);
 	if (r < 0)
@@ -219,8 +227,8 @@ int store_get_build(struct store *s, const char *image_uuid, const char *version
 		    struct error *e) {
 	DB_LOCKED(s);
 	db_statement st = NULL;
-	int r = db_query(s, &st, e, "SELECT " BUILD_COLUMNS " FROM builds WHERE image_uuid=? AND version=? AND build_id=?", "sss", image_uuid, version,
-			 build_id);
+	int r = db_query(s, &st, e, "SELECT " BUILD_COLUMNS " FROM builds WHERE image_uuid=? AND version=? AND build_id=?", "sss",
+			 image_uuid, version, build_id);
 	if (r >= 0)
 		r = db_step(s, st, e);
 	if (r < 0)
@@ -245,8 +253,8 @@ int store_list_images(struct store *s, const char *account, const char *after, s
 		if (account == NULL)
 			r = db_query(s, &st, e, "SELECT " IMAGE_COLUMNS " FROM images WHERE seq < ? ORDER BY seq DESC", "i", page.after);
 		else
-			r = db_query(s, &st, e, "SELECT " IMAGE_COLUMNS " FROM images WHERE account=? AND seq < ? ORDER BY seq DESC", "si", account,
-				     page.after);
+			r = db_query(s, &st, e, "SELECT " IMAGE_COLUMNS " FROM images WHERE account=? AND seq < ? ORDER BY seq DESC", "si",
+				     account, page.after);
 		if (r >= 0)
 			r = db_page_read(s, st, &page, next, e);
 	}
@@ -269,8 +277,8 @@ int store_list_versions(struct store *s, const char *image_uuid, const char *aft
 	{
 		DB_LOCKED(s);
 		db_statement st = NULL;
-		r = db_query(s, &st, e, "SELECT " VERSION_COLUMNS " FROM versions WHERE image_uuid=? AND seq < ? ORDER BY seq DESC", "si", image_uuid,
-			     page.after);
+		r = db_query(s, &st, e, "SELECT " VERSION_COLUMNS " FROM versions WHERE image_uuid=? AND seq < ? ORDER BY seq DESC", "si",
+			     image_uuid, page.after);
 		if (r >= 0)
 			r = db_page_read(s, st, &page, next, e);
 	}
@@ -293,7 +301,8 @@ int store_list_builds(struct store *s, const char *image_uuid, const char *versi
 	{
 		DB_LOCKED(s);
 		db_statement st = NULL;
-		r = db_query(s, &st, e, "SELECT " BUILD_COLUMNS " FROM builds WHERE image_uuid=? AND version=? AND seq < ? ORDER BY seq DESC", "ssi",
+		r = db_query(s, &st, e,
+			     "SELECT " BUILD_COLUMNS " FROM builds WHERE image_uuid=? AND version=? AND seq < ? ORDER BY seq DESC", "ssi",
 			     image_uuid, version, page.after);
 		if (r >= 0)
 			r = db_page_read(s, st, &page, next, e);

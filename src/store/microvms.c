@@ -44,27 +44,30 @@ static int read_microvm(sqlite3_stmt *st, void *record, int64_t *seq) {
 
 int store_add_microvm(struct store *s, const struct store_microvm *r, struct error *e) {
 	DB_LOCKED(s);
-	int done = db_exec(s, e,
-			   "INSERT INTO microvms(id, account, endpoint, image_uuid, image_arn, version, state, state_reason, started_ms, terminated_ms,"
-			   " maximum_duration_s, has_idle_policy, max_idle_s, suspended_s, auto_resume, suspended_at_ms, vmm, config)"
-			   " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-			   "ssssssssiiiiiiiiss", r->id, r->account, r->endpoint, r->image_uuid, r->image_arn, r->version, r->state, r->state_reason,
-			   r->started_ms, r->terminated_ms, r->maximum_duration_s, (int64_t)r->has_idle_policy, r->max_idle_s, r->suspended_s,
-			   (int64_t)r->auto_resume, r->suspended_at_ms, r->vmm, r->config == NULL ? "{}" : r->config);
+	int done =
+		db_exec(s, e,
+			"INSERT INTO microvms(id, account, endpoint, image_uuid, image_arn, version, state, state_reason, started_ms, "
+			"terminated_ms,"
+			" maximum_duration_s, has_idle_policy, max_idle_s, suspended_s, auto_resume, suspended_at_ms, vmm, config)"
+			" VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+			"ssssssssiiiiiiiiss", r->id, r->account, r->endpoint, r->image_uuid, r->image_arn, r->version, r->state,
+			r->state_reason, r->started_ms, r->terminated_ms, r->maximum_duration_s, (int64_t)r->has_idle_policy, r->max_idle_s,
+			r->suspended_s, (int64_t)r->auto_resume, r->suspended_at_ms, r->vmm, r->config == NULL ? "{}" : r->config);
 	return done < 0 ? done : 0;
 }
 
 int store_update_microvm(struct store *s, const struct store_microvm *r, struct error *e) {
 	DB_LOCKED(s);
 	int n = db_exec(s, e,
-			"UPDATE microvms SET state=?, state_reason=?, started_ms=?, terminated_ms=?, suspended_at_ms=?, vmm=? WHERE id=?", "ssiiiss",
-			r->state, r->state_reason, r->started_ms, r->terminated_ms, r->suspended_at_ms, r->vmm, r->id);
+			"UPDATE microvms SET state=?, state_reason=?, started_ms=?, terminated_ms=?, suspended_at_ms=?, vmm=? WHERE id=?",
+			"ssiiiss", r->state, r->state_reason, r->started_ms, r->terminated_ms, r->suspended_at_ms, r->vmm, r->id);
 	if (n < 0)
 		return n;
 	return n == 0 ? error_set(e, -ENOENT, "no such microVM: %s", r->id) : 0;
 }
 
-static int get(struct store *s, const char *sql, const char *types, const char *a, const char *b, struct store_microvm *ret, struct error *e) {
+static int get(struct store *s, const char *sql, const char *types, const char *a, const char *b, struct store_microvm *ret,
+	       struct error *e) {
 	DB_LOCKED(s);
 	db_statement st = NULL;
 	int r = db_query(s, &st, e, sql, types, a, b);
@@ -93,7 +96,8 @@ int store_get_microvm_by_token(struct store *s, const char *account, const char 
 static int start_list(struct store *s, const struct store_microvm_filter *f, int64_t after, sqlite3_stmt **st, struct error *e) {
 	if (f->image_arn != NULL)
 		return db_query(s, st, e,
-				"SELECT " COLUMNS " FROM microvms INDEXED BY microvms_by_image WHERE image_arn=?1 AND seq < ?2 AND (?3 IS NULL OR account=?3)"
+				"SELECT " COLUMNS
+				" FROM microvms INDEXED BY microvms_by_image WHERE image_arn=?1 AND seq < ?2 AND (?3 IS NULL OR account=?3)"
 				" AND (?4 IS NULL OR version=?4) AND (NOT ?5 OR state <> 'TERMINATED') ORDER BY seq DESC",
 				"sissi", f->image_arn, after, f->account, f->version, (int64_t)f->living);
 	if (f->living)
@@ -103,10 +107,11 @@ static int start_list(struct store *s, const struct store_microvm_filter *f, int
 				"iss", after, f->account, f->version);
 	if (f->account != NULL)
 		return db_query(s, st, e,
-				"SELECT " COLUMNS " FROM microvms WHERE account=?1 AND seq < ?2 AND (?3 IS NULL OR version=?3) ORDER BY seq DESC", "sis",
-				f->account, after, f->version);
-	return db_query(s, st, e, "SELECT " COLUMNS " FROM microvms WHERE seq < ?1 AND (?2 IS NULL OR version=?2) ORDER BY seq DESC", "is", after,
-			f->version);
+				"SELECT " COLUMNS
+				" FROM microvms WHERE account=?1 AND seq < ?2 AND (?3 IS NULL OR version=?3) ORDER BY seq DESC",
+				"sis", f->account, after, f->version);
+	return db_query(s, st, e, "SELECT " COLUMNS " FROM microvms WHERE seq < ?1 AND (?2 IS NULL OR version=?2) ORDER BY seq DESC", "is",
+			after, f->version);
 }
 
 int store_list_microvms(struct store *s, const struct store_microvm_filter *f, const char *after, size_t limit,

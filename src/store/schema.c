@@ -31,9 +31,11 @@ static const char *const migrations[] = {
 	" FOREIGN KEY(image_uuid, version) REFERENCES versions(image_uuid, version) ON DELETE CASCADE);"
 	"CREATE INDEX builds_by_version ON builds(image_uuid, version, seq);"
 
-	"CREATE TABLE microvms(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, account TEXT NOT NULL, endpoint TEXT NOT NULL UNIQUE,"
+	"CREATE TABLE microvms(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, account TEXT NOT NULL, endpoint TEXT NOT "
+	"NULL UNIQUE,"
 	" image_uuid TEXT NOT NULL, image_arn TEXT NOT NULL, version TEXT NOT NULL, state TEXT NOT NULL, state_reason TEXT NOT NULL,"
-	" started_ms INTEGER NOT NULL, terminated_ms INTEGER NOT NULL, maximum_duration_s INTEGER NOT NULL, has_idle_policy INTEGER NOT NULL,"
+	" started_ms INTEGER NOT NULL, terminated_ms INTEGER NOT NULL, maximum_duration_s INTEGER NOT NULL, has_idle_policy INTEGER NOT "
+	"NULL,"
 	" max_idle_s INTEGER NOT NULL, suspended_s INTEGER NOT NULL, auto_resume INTEGER NOT NULL, suspended_at_ms INTEGER NOT NULL,"
 	" vmm TEXT NOT NULL, config TEXT,"
 	" client_token TEXT GENERATED ALWAYS AS (json_extract(config, '$.clientToken')) VIRTUAL);"
@@ -48,11 +50,14 @@ static const char *const migrations[] = {
 	"CREATE INDEX stages_by_subject ON stages(subject, seq);"
 
 	"CREATE TABLE buckets(name TEXT PRIMARY KEY, account TEXT NOT NULL, created_ms INTEGER NOT NULL) WITHOUT ROWID;"
-	"CREATE TABLE objects(bucket TEXT NOT NULL REFERENCES buckets(name), key TEXT NOT NULL, file TEXT NOT NULL UNIQUE, size INTEGER NOT NULL,"
+	"CREATE TABLE objects(bucket TEXT NOT NULL REFERENCES buckets(name), key TEXT NOT NULL, file TEXT NOT NULL UNIQUE, size INTEGER "
+	"NOT NULL,"
 	" etag TEXT NOT NULL, modified_ms INTEGER NOT NULL, headers TEXT, PRIMARY KEY(bucket, key));"
-	"CREATE TABLE uploads(id TEXT PRIMARY KEY, bucket TEXT NOT NULL REFERENCES buckets(name), key TEXT NOT NULL, created_ms INTEGER NOT NULL,"
+	"CREATE TABLE uploads(id TEXT PRIMARY KEY, bucket TEXT NOT NULL REFERENCES buckets(name), key TEXT NOT NULL, created_ms INTEGER "
+	"NOT NULL,"
 	" headers TEXT) WITHOUT ROWID;"
-	"CREATE TABLE parts(upload TEXT NOT NULL REFERENCES uploads(id) ON DELETE CASCADE, number INTEGER NOT NULL, file TEXT NOT NULL UNIQUE,"
+	"CREATE TABLE parts(upload TEXT NOT NULL REFERENCES uploads(id) ON DELETE CASCADE, number INTEGER NOT NULL, file TEXT NOT NULL "
+	"UNIQUE,"
 	" size INTEGER NOT NULL, etag TEXT NOT NULL, PRIMARY KEY(upload, number));",
 };
 
@@ -68,7 +73,9 @@ int schema_upgrade(struct store *s, struct error *e) {
 	if (version < 0)
 		return db_error(s, -EIO, e);
 	if (version > SCHEMA_VERSION)
-		return error_set(e, -EPROTO, "the store %s was written by a newer Stasis (layout %d, this program knows up to %d): start that version, or a newer one",
+		return error_set(e, -EPROTO,
+				 "the store %s was written by a newer Stasis (layout %d, this program knows up to %d): start that version, "
+				 "or a newer one",
 				 s->path, version, SCHEMA_VERSION);
 	for (; version < SCHEMA_VERSION; version++) {
 		int r = db_begin(s, e);

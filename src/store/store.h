@@ -140,9 +140,9 @@ int store_get_version_by_token(struct store *s, const char *account, const char 
 #define STORE_STAGES_MAX 256
 struct store_stage {
 	char name[48];
-	int64_t started_ms;  // since the epoch
+	int64_t started_ms; // since the epoch
 	int64_t duration_us;
-	char detail[128];    // "" when there is nothing to say
+	char detail[128]; // "" when there is nothing to say
 };
 int store_add_stage(struct store *s, const char *subject, const char *name, int64_t started_ms, int64_t duration_us, const char *detail,
 		    struct error *e);

@@ -16,10 +16,10 @@ export const credentials = { accessKeyId: 'AKIDSTASISTEST000001', secretAccessKe
 export const otherCredentials = { accessKeyId: 'AKIDSTASISTEST000002', secretAccessKey: 'another' }
 export const region = 'us-east-1'
 
-export async function start() {
+// `folder`: the state of a server that ran before.
+export async function start(folder = mkdtempSync(path.join(os.tmpdir(), 'api-test-'))) {
   const program = candidates.filter(Boolean).map((p) => path.resolve(root, p)).find(existsSync)
   if (!program) throw new Error('api_server is not built: ninja -C build tests/unit/api_server')
-  const folder = mkdtempSync(path.join(os.tmpdir(), 'api-test-'))
   const child = spawn(program, [folder], { stdio: ['pipe', 'pipe', 'pipe'] })
   let log = ''
   child.stderr.on('data', (d) => (log += d))
@@ -37,6 +37,10 @@ export async function start() {
     log: () => log,
     client: (o = {}) => new LambdaMicrovmsClient({ endpoint: api, region, credentials, maxAttempts: 1, ...o }),
     s3: (o = {}) => new S3Client({ endpoint: artifacts, region, credentials, maxAttempts: 1, forcePathStyle: true, ...o }),
+    async kill() {
+      child.kill('SIGKILL')
+      await ended
+    },
     async stop() {
       child.kill('SIGTERM')
       const code = await ended

@@ -50,8 +50,8 @@ static void set(char *to, size_t room, const char *from) {
 #define SET(field, value) set((field), sizeof(field), (value))
 
 // A name that starts with "pending" stays in its build; one that starts with "failing" fails it.
-int image_create(struct engine *en, const char *account, const char *name, const char *config_json, const char *tags_json, struct store_image *ret,
-		 struct store_version *ret_version, struct error *e) {
+int image_create(struct engine *en, const char *account, const char *name, const char *config_json, const char *tags_json,
+		 struct store_image *ret, struct store_version *ret_version, struct error *e) {
 	struct store_image i = {.created_ms = (int64_t)realtime_ms()};
 	struct store_version v = {.created_ms = i.created_ms};
 	struct store_build b = {.created_ms = i.created_ms, .memory_bytes = -1, .code_bytes = -1, .disk_bytes = -1};
@@ -156,7 +156,8 @@ static int change(struct engine *en, const char *id, const char *state, const ch
 	bool ends = strcmp(state, "TERMINATED") == 0;
 	if (strcmp(m.state, "TERMINATED") == 0) {
 		r = ends ? 0
-			 : error_named(e, -EINVAL, "ValidationException", "The MicroVM %s has been terminated and its state cannot be changed.", id);
+			 : error_named(e, -EINVAL, "ValidationException",
+				       "The MicroVM %s has been terminated and its state cannot be changed.", id);
 	} else {
 		SET(m.state, state);
 		SET(m.state_reason, reason);

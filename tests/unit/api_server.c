@@ -20,6 +20,8 @@ static void stopped(void *arg) {
 	(void)arg;
 	uv_close((uv_handle_t *)&term, NULL);
 	uv_close((uv_handle_t *)&input, NULL);
+	// The last worker may still be on its way out of loop_submit().
+	workers_wait_idle(5000);
 	loop_queue_stop(&engine);
 }
 
@@ -92,7 +94,6 @@ int main(int argc, char **argv) {
 	printf("{\"api\":\"http://127.0.0.1:%d\",\"artifacts\":\"http://127.0.0.1:%d\"}\n", api_port(&engine), api_artifacts_port(&engine));
 	fflush(stdout);
 	uv_run(engine.loop, UV_RUN_DEFAULT);
-	workers_wait_idle(5000);
 	artifacts_stop(engine.artifacts);
 	store_close(engine.store);
 	neighbours_stop();

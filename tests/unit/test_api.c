@@ -78,9 +78,28 @@ static void xml(void **state) {
 		{"<?xml version=\"1.0\"?>\n<a x='1' y = \"<\"><b>1 &lt;&#65;&#x20ac;&amp;</b><c/></a>\n", "a/b=1 <A\xe2\x82\xac&;a/c=;a=;"},
 		{"\xef\xbb\xbf<a><!-- <b> --><b><![CDATA[<&]]></b></a >", "a/b=<&;a=;"},
 	};
-	static const char *const bad[] = {"",	      " ",	    "x",	  "<a>",	  "</a>",	   "<a></b>",		"<a/><b/>", "<a>&nbsp;</a>",
-					  "<a>&#0;</a>", "<a>&#xd800;</a>", "<a>&#99999999999;</a>", "<a>&#;</a>",  "<a>&</a>",	   "<!DOCTYPE a><a/>", "<a b></a>", "<a b=1/>",
-					  "<a/>x",	 "<?xml",	    "<a><!--</a>",	     "< a/>",	    "<a><![CDATA[</a>", "<a b='/>"};
+	static const char *const bad[] = {"",
+					  " ",
+					  "x",
+					  "<a>",
+					  "</a>",
+					  "<a></b>",
+					  "<a/><b/>",
+					  "<a>&nbsp;</a>",
+					  "<a>&#0;</a>",
+					  "<a>&#xd800;</a>",
+					  "<a>&#99999999999;</a>",
+					  "<a>&#;</a>",
+					  "<a>&</a>",
+					  "<!DOCTYPE a><a/>",
+					  "<a b></a>",
+					  "<a b=1/>",
+					  "<a/>x",
+					  "<?xml",
+					  "<a><!--</a>",
+					  "< a/>",
+					  "<a><![CDATA[</a>",
+					  "<a b='/>"};
 	for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
 		cleanup_text t = {0};
 		assert_int_equal(xml_read(good[i].document, strlen(good[i].document), collect, &t), 0);
@@ -112,14 +131,17 @@ static void xml(void **state) {
 static void documents(void **state) {
 	(void)state;
 	struct s3_delete_request d;
-	const char *text = "<Delete xmlns=\"x\"><Quiet>true</Quiet><Object><Key>a&amp;b</Key><VersionId>v</VersionId></Object><Object><Key>c</Key></Object></Delete>";
+	const char *text = "<Delete "
+			   "xmlns=\"x\"><Quiet>true</Quiet><Object><Key>a&amp;b</Key><VersionId>v</VersionId></Object><Object><Key>c</"
+			   "Key></Object></Delete>";
 	assert_int_equal(s3_parse_delete(text, strlen(text), &d), 0);
 	assert_int_equal(d.count, 2);
 	assert_true(d.quiet);
 	assert_string_equal(d.keys[0], "a&b");
 	s3_delete_request_clear(&d);
 	struct s3_complete_request c;
-	text = "<CompleteMultipartUpload><Part><ETag>\"abc\"</ETag><PartNumber>1</PartNumber></Part><Part><PartNumber>10000</PartNumber><ETag>d</ETag></Part>"
+	text = "<CompleteMultipartUpload><Part><ETag>\"abc\"</ETag><PartNumber>1</PartNumber></Part><Part><PartNumber>10000</"
+	       "PartNumber><ETag>d</ETag></Part>"
 	       "</CompleteMultipartUpload>";
 	assert_int_equal(s3_parse_complete(text, strlen(text), &c), 0);
 	assert_int_equal(c.count, 2);
@@ -129,7 +151,9 @@ static void documents(void **state) {
 	static const char *const bad[] = {"0", "10001", "-1", "1x", "", "99999999999"};
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		char document[256];
-		snprintf(document, sizeof(document), "<CompleteMultipartUpload><Part><PartNumber>%s</PartNumber><ETag>d</ETag></Part></CompleteMultipartUpload>", bad[i]);
+		snprintf(document, sizeof(document),
+			 "<CompleteMultipartUpload><Part><PartNumber>%s</PartNumber><ETag>d</ETag></Part></CompleteMultipartUpload>",
+			 bad[i]);
 		assert_int_equal(s3_parse_complete(document, strlen(document), &c), -EBADMSG);
 	}
 }
@@ -151,19 +175,25 @@ static void check(const struct shape *shape, const char *body, const char *expec
 #define VIOLATION "1 validation error detected: Value "
 static void constraints(void **state) {
 	(void)state;
-	check(&shape_auth_token, "{\"expirationInMinutes\":1,\"allowedPorts\":[{\"allPorts\":{}},{\"port\":65535},{\"range\":{\"startPort\":1,\"endPort\":2}}]}", NULL);
+	check(&shape_auth_token,
+	      "{\"expirationInMinutes\":1,\"allowedPorts\":[{\"allPorts\":{}},{\"port\":65535},{\"range\":{\"startPort\":1,\"endPort\":2}}]"
+	      "}",
+	      NULL);
 	check(&shape_auth_token, "{\"expirationInMinutes\":1,\"allowedPorts\":[{\"port\":65536}]}",
-	      VIOLATION "'65536' at 'allowedPorts.1.member.port' failed to satisfy constraint: Member must have value less than or equal to 65535");
+	      VIOLATION
+	      "'65536' at 'allowedPorts.1.member.port' failed to satisfy constraint: Member must have value less than or equal to 65535");
 	check(&shape_auth_token, "{\"expirationInMinutes\":1,\"allowedPorts\":[null]}",
 	      VIOLATION "null at 'allowedPorts.1.member' failed to satisfy constraint: Member must not be null");
 	check(&shape_auth_token, "{\"expirationInMinutes\":1,\"allowedPorts\":[{\"port\":1,\"allPorts\":{}}]}",
 	      VIOLATION "at 'allowedPorts.1.member' failed to satisfy constraint: Member must have exactly one of its members set");
 	check(&shape_auth_token, "{\"unknown\":[]}",
-	      "2 validation errors detected: Value null at 'expirationInMinutes' failed to satisfy constraint: Member must not be null; Value null at "
+	      "2 validation errors detected: Value null at 'expirationInMinutes' failed to satisfy constraint: Member must not be null; "
+	      "Value null at "
 	      "'allowedPorts' failed to satisfy constraint: Member must not be null");
 	check(&shape_run, "{\"imageIdentifier\":\"\xc3\xbc\",\"executionRoleArn\":null}", NULL);
 	check(&shape_run, "{\"imageIdentifier\":\"x\",\"executionRoleArn\":\"arn:aws:iam::00000000000x:role/x\"}",
-	      VIOLATION "'arn:aws:iam::00000000000x:role/x' at 'executionRoleArn' failed to satisfy constraint: Member must satisfy regular expression "
+	      VIOLATION "'arn:aws:iam::00000000000x:role/x' at 'executionRoleArn' failed to satisfy constraint: Member must satisfy "
+			"regular expression "
 			"pattern: arn:aws[a-z\\-]*:iam::[0-9]{12}:role/?[a-zA-Z_0-9+=,.@\\-_/]+");
 	check(&shape_run, "{\"imageIdentifier\":\"x\",\"executionRoleArn\":\"arn:aws-us-gov:iam::000000000000:role/path/x\"}", NULL);
 	// A long value is quoted in part, and not in the middle of a character.
@@ -202,7 +232,7 @@ static void bodies(void **state) {
 
 int main(void) {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(percent), cmocka_unit_test(queries),	  cmocka_unit_test(xml),
+		cmocka_unit_test(percent),   cmocka_unit_test(queries),     cmocka_unit_test(xml),
 		cmocka_unit_test(documents), cmocka_unit_test(constraints), cmocka_unit_test(bodies),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -95,8 +95,9 @@ static int files_in(const char *bucket) {
 static void names_of_buckets(void **state) {
 	(void)state;
 	static const char *const good[] = {"abc", "a-b.c", "0123456789", "a2345678901234567890123456789012345678901234567890123456789012"};
-	static const char *const bad[] = {"", "ab", "..", "...", "a..b", ".ab", "ab.", "-ab", "ab-", "Abc", "a_b", "a/b", "../x", "a b", "abc\n",
-					  "a23456789012345678901234567890123456789012345678901234567890123x"};
+	static const char *const bad[] = {
+		"",    "ab",  "..",  "...", "a..b", ".ab", "ab.",   "-ab",
+		"ab-", "Abc", "a_b", "a/b", "../x", "a b", "abc\n", "a23456789012345678901234567890123456789012345678901234567890123x"};
 	for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
 		assert_true(artifacts_bucket_name_is_valid(good[i]));
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
@@ -114,7 +115,8 @@ static void uris(void **state) {
 	assert_true(artifacts_parse_uri("s3://my-bucket/a/b c?.zip", bucket, &key));
 	assert_string_equal(bucket, "my-bucket");
 	assert_string_equal(key, "a/b c?.zip");
-	static const char *const bad[] = {"", "s3:/", "s3://", "s3://b", "s3://bucket", "s3://bucket/", "S3://bucket/x", "https://bucket/x", "s3:///x", "s3://../x"};
+	static const char *const bad[] = {
+		"", "s3:/", "s3://", "s3://b", "s3://bucket", "s3://bucket/", "S3://bucket/x", "https://bucket/x", "s3:///x", "s3://../x"};
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
 		assert_false(artifacts_parse_uri(bad[i], bucket, &key));
 	snprintf(uri, sizeof(uri), "s3://bucket/%01024d", 0);
@@ -278,6 +280,7 @@ static uv_async_t stop_async;
 
 static void stopped(void *arg) {
 	(void)arg;
+	workers_wait_idle(5000);
 	loop_queue_stop(&server);
 }
 static void on_stop(uv_async_t *a) {
@@ -374,8 +377,15 @@ static void artifacts_of_builds(void **state) {
 int main(void) {
 	signal(SIGPIPE, SIG_IGN);
 	const struct CMUnitTest tests[] = {
-		TEST(names_of_buckets), TEST(uris),		   TEST(objects_are_kept_and_replaced), TEST(an_open_object_stays), TEST(limits_are_kept),
-		TEST(leftovers_are_swept), TEST(killed_while_writing), TEST(listing),			  TEST(artifacts_of_builds),
+		TEST(names_of_buckets),
+		TEST(uris),
+		TEST(objects_are_kept_and_replaced),
+		TEST(an_open_object_stays),
+		TEST(limits_are_kept),
+		TEST(leftovers_are_swept),
+		TEST(killed_while_writing),
+		TEST(listing),
+		TEST(artifacts_of_builds),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -24,7 +24,8 @@ static int64_t at(const char *date) {
 	return timegm(&tm);
 }
 
-static enum sigv4_verdict verify(const char *request, const char *service, const char *secret, const char *payload, int64_t now, struct sigv4 *s) {
+static enum sigv4_verdict verify(const char *request, const char *service, const char *secret, const char *payload, int64_t now,
+				 struct sigv4 *s) {
 	static struct http_head h;
 	struct error e = {0};
 	// A copy of exactly its size, so that the sanitizer sees any access beyond.
@@ -43,7 +44,7 @@ static enum sigv4_verdict verify(const char *request, const char *service, const
 	return v;
 }
 
-#define SUITE_AUTH(headers, signature)                                                                                          \
+#define SUITE_AUTH(headers, signature)                                                                                           \
 	"Authorization: AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, SignedHeaders=" headers \
 	", Signature=" signature "\r\n\r\n"
 #define SUITE_HEADERS "Host:example.amazonaws.com\r\nX-Amz-Date:20150830T123600Z\r\n"
@@ -54,43 +55,52 @@ static void published_suite(void **state) {
 		const char *name, *request, *payload;
 	} cases[] = {
 		{"get-vanilla",
-		 "GET / HTTP/1.1\r\n" SUITE_HEADERS SUITE_AUTH("host;x-amz-date", "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"), EMPTY},
+		 "GET / HTTP/1.1\r\n" SUITE_HEADERS SUITE_AUTH("host;x-amz-date",
+							       "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
+		 EMPTY},
 		{"get-vanilla-query-order-key-case",
-		 "GET /?Param2=value2&Param1=value1 HTTP/1.1\r\n" SUITE_HEADERS SUITE_AUTH("host;x-amz-date",
-											  "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500"),
+		 "GET /?Param2=value2&Param1=value1 HTTP/1.1\r\n" SUITE_HEADERS SUITE_AUTH(
+			 "host;x-amz-date", "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500"),
 		 EMPTY},
 		{"post-vanilla",
-		 "POST / HTTP/1.1\r\n" SUITE_HEADERS SUITE_AUTH("host;x-amz-date", "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"),
+		 "POST / HTTP/1.1\r\n" SUITE_HEADERS SUITE_AUTH("host;x-amz-date",
+								"5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"),
 		 EMPTY},
 		{"get-header-value-trim",
-		 "GET / HTTP/1.1\r\nHost:example.amazonaws.com\r\nMy-Header1: value1\r\nMy-Header2: \"a   b   c\"\r\nX-Amz-Date:20150830T123600Z\r\n" SUITE_AUTH(
-			 "host;my-header1;my-header2;x-amz-date", "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736"),
+		 "GET / HTTP/1.1\r\nHost:example.amazonaws.com\r\nMy-Header1: value1\r\nMy-Header2: \"a   b   "
+		 "c\"\r\nX-Amz-Date:20150830T123600Z\r\n" SUITE_AUTH("host;my-header1;my-header2;x-amz-date",
+								     "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736"),
 		 EMPTY},
 		{"get-relative",
-		 "GET /example/.. HTTP/1.1\r\n" SUITE_HEADERS SUITE_AUTH("host;x-amz-date",
-									 "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
+		 "GET /example/.. HTTP/1.1\r\n" SUITE_HEADERS SUITE_AUTH(
+			 "host;x-amz-date", "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
 		 EMPTY},
 		{"get-slash",
-		 "GET // HTTP/1.1\r\n" SUITE_HEADERS SUITE_AUTH("host;x-amz-date", "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
+		 "GET // HTTP/1.1\r\n" SUITE_HEADERS SUITE_AUTH("host;x-amz-date",
+								"5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
 		 EMPTY},
 	};
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		struct sigv4 s;
 		print_message("  %s\n", cases[i].name);
-		assert_int_equal(verify(cases[i].request, "service", SUITE_SECRET, cases[i].payload, at("20150830T123600Z"), &s), SIGV4_FINE);
-		assert_int_equal(verify(cases[i].request, "service", SUITE_SECRET "x", cases[i].payload, at("20150830T123600Z"), &s), SIGV4_MISMATCH);
+		assert_int_equal(verify(cases[i].request, "service", SUITE_SECRET, cases[i].payload, at("20150830T123600Z"), &s),
+				 SIGV4_FINE);
+		assert_int_equal(verify(cases[i].request, "service", SUITE_SECRET "x", cases[i].payload, at("20150830T123600Z"), &s),
+				 SIGV4_MISMATCH);
 	}
 }
 
-#define S3_GET(signature)                                                                                                                     \
-	"GET /test.txt HTTP/1.1\r\nHost: examplebucket.s3.amazonaws.com\r\nRange: bytes=0-9\r\nx-amz-content-sha256: " EMPTY                  \
-	"\r\nx-amz-date: 20130524T000000Z\r\nAuthorization: AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request," \
+#define S3_GET(signature)                                                                                                    \
+	"GET /test.txt HTTP/1.1\r\nHost: examplebucket.s3.amazonaws.com\r\nRange: bytes=0-9\r\nx-amz-content-sha256: " EMPTY \
+	"\r\nx-amz-date: 20130524T000000Z\r\nAuthorization: AWS4-HMAC-SHA256 "                                               \
+	"Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,"                                                \
 	"SignedHeaders=host;range;x-amz-content-sha256;x-amz-date,Signature=" signature "\r\n\r\n"
 #define S3_GET_SIGNATURE "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
 #define S3_PRESIGNED                                                                                                                       \
 	"GET /test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2Fus-east-1%2Fs3%2Faws4_request&" \
 	"X-Amz-Date=20130524T000000Z&X-Amz-Expires=86400&X-Amz-SignedHeaders=host&"                                                        \
-	"X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404 HTTP/1.1\r\nHost: examplebucket.s3.amazonaws.com\r\n\r\n"
+	"X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404 HTTP/1.1\r\nHost: "                              \
+	"examplebucket.s3.amazonaws.com\r\n\r\n"
 
 static void published_s3_examples(void **state) {
 	(void)state;
@@ -99,23 +109,30 @@ static void published_s3_examples(void **state) {
 	assert_int_equal(verify(S3_GET(S3_GET_SIGNATURE), "s3", S3_SECRET, EMPTY, now, &s), SIGV4_FINE);
 	assert_string_equal(s.key_id, "AKIAIOSFODNN7EXAMPLE");
 	assert_string_equal(s.region, "us-east-1");
-	assert_int_equal(verify("PUT /test%24file.text HTTP/1.1\r\nHost: examplebucket.s3.amazonaws.com\r\nContent-Length: 0\r\n"
-				"Date: Fri, 24 May 2013 00:00:00 GMT\r\nx-amz-date: 20130524T000000Z\r\nx-amz-storage-class: REDUCED_REDUNDANCY\r\n"
-				"x-amz-content-sha256: 44ce7dd67c959e0d3524ffac1771dfbba87d2b6b4b4e99e42034a8b803f8b072\r\n"
-				"Authorization: AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,SignedHeaders=date;host;"
-				"x-amz-content-sha256;x-amz-date;x-amz-storage-class,Signature=98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd\r\n\r\n",
-				"s3", S3_SECRET, "44ce7dd67c959e0d3524ffac1771dfbba87d2b6b4b4e99e42034a8b803f8b072", now, &s),
-			 SIGV4_FINE);
-	assert_int_equal(verify("GET /?lifecycle HTTP/1.1\r\nHost: examplebucket.s3.amazonaws.com\r\nx-amz-date: 20130524T000000Z\r\nx-amz-content-sha256: " EMPTY
-				"\r\nAuthorization: AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,SignedHeaders=host;"
-				"x-amz-content-sha256;x-amz-date,Signature=fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543\r\n\r\n",
-				"s3", S3_SECRET, EMPTY, now, &s),
-			 SIGV4_FINE);
-	assert_int_equal(verify("GET /?max-keys=2&prefix=J HTTP/1.1\r\nHost: examplebucket.s3.amazonaws.com\r\nx-amz-date: 20130524T000000Z\r\nx-amz-content-sha256: " EMPTY
-				"\r\nAuthorization: AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,SignedHeaders=host;"
-				"x-amz-content-sha256;x-amz-date,Signature=34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7\r\n\r\n",
-				"s3", S3_SECRET, EMPTY, now, &s),
-			 SIGV4_FINE);
+	assert_int_equal(
+		verify("PUT /test%24file.text HTTP/1.1\r\nHost: examplebucket.s3.amazonaws.com\r\nContent-Length: 0\r\n"
+		       "Date: Fri, 24 May 2013 00:00:00 GMT\r\nx-amz-date: 20130524T000000Z\r\nx-amz-storage-class: REDUCED_REDUNDANCY\r\n"
+		       "x-amz-content-sha256: 44ce7dd67c959e0d3524ffac1771dfbba87d2b6b4b4e99e42034a8b803f8b072\r\n"
+		       "Authorization: AWS4-HMAC-SHA256 "
+		       "Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,SignedHeaders=date;host;"
+		       "x-amz-content-sha256;x-amz-date;x-amz-storage-class,Signature="
+		       "98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd\r\n\r\n",
+		       "s3", S3_SECRET, "44ce7dd67c959e0d3524ffac1771dfbba87d2b6b4b4e99e42034a8b803f8b072", now, &s),
+		SIGV4_FINE);
+	assert_int_equal(
+		verify("GET /?lifecycle HTTP/1.1\r\nHost: examplebucket.s3.amazonaws.com\r\nx-amz-date: "
+		       "20130524T000000Z\r\nx-amz-content-sha256: " EMPTY "\r\nAuthorization: AWS4-HMAC-SHA256 "
+		       "Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,SignedHeaders=host;"
+		       "x-amz-content-sha256;x-amz-date,Signature=fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543\r\n\r\n",
+		       "s3", S3_SECRET, EMPTY, now, &s),
+		SIGV4_FINE);
+	assert_int_equal(
+		verify("GET /?max-keys=2&prefix=J HTTP/1.1\r\nHost: examplebucket.s3.amazonaws.com\r\nx-amz-date: "
+		       "20130524T000000Z\r\nx-amz-content-sha256: " EMPTY "\r\nAuthorization: AWS4-HMAC-SHA256 "
+		       "Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,SignedHeaders=host;"
+		       "x-amz-content-sha256;x-amz-date,Signature=34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7\r\n\r\n",
+		       "s3", S3_SECRET, EMPTY, now, &s),
+		SIGV4_FINE);
 	assert_int_equal(verify(S3_PRESIGNED, "s3", S3_SECRET, "UNSIGNED-PAYLOAD", now, &s), SIGV4_FINE);
 	assert_true(s.presigned);
 }
@@ -224,7 +241,10 @@ static int decode(struct aws_chunked *d, const char *data, size_t size, size_t s
 // The example of the S3 API Reference: 65 KiB of 'a' in chunks of 64 KiB and 1 KiB.
 static void published_chunks(void **state) {
 	(void)state;
-	struct sigv4 seed = {.date = "20130524", .region = "us-east-1", .service = "s3", .amz_date = "20130524T000000Z",
+	struct sigv4 seed = {.date = "20130524",
+			     .region = "us-east-1",
+			     .service = "s3",
+			     .amz_date = "20130524T000000Z",
 			     .signature = "4f232c4386841ef735655705268965c44a0e4690baa4adea153f7db9fa80a0a9"};
 	struct text body = {0};
 	char a[65536];
@@ -276,8 +296,8 @@ static void trailers_are_read(void **state) {
 		free(content.data);
 	}
 	static const char *const bad[] = {
-		"x\r\n", "5\nhello\r\n", "5\r\nhello!\r\n", "fffffffffffffffff\r\n", "20000000000\r\n", "\r\n", "0\r\nnocolon\r\n\r\n", ";\r\n",
-		"0\r\na:1\r\na:2\r\n\r\n", "0\r\n:1\r\n\r\n",
+		"x\r\n", "5\nhello\r\n",         "5\r\nhello!\r\n", "fffffffffffffffff\r\n",   "20000000000\r\n",
+		"\r\n",  "0\r\nnocolon\r\n\r\n", ";\r\n",           "0\r\na:1\r\na:2\r\n\r\n", "0\r\n:1\r\n\r\n",
 	};
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		struct aws_chunked d;
@@ -319,14 +339,10 @@ static void checksums(void **state) {
 
 int main(void) {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(published_suite),
-		cmocka_unit_test(published_s3_examples),
-		cmocka_unit_test(time_is_checked),
-		cmocka_unit_test(every_change_is_noticed),
-		cmocka_unit_test(huge_queries_are_refused),
-		cmocka_unit_test(published_chunks),
-		cmocka_unit_test(trailers_are_read),
-		cmocka_unit_test(checksums),
+		cmocka_unit_test(published_suite),          cmocka_unit_test(published_s3_examples),
+		cmocka_unit_test(time_is_checked),          cmocka_unit_test(every_change_is_noticed),
+		cmocka_unit_test(huge_queries_are_refused), cmocka_unit_test(published_chunks),
+		cmocka_unit_test(trailers_are_read),        cmocka_unit_test(checksums),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -76,7 +76,12 @@ static int add_image(const char *account, const char *name, const char *token, c
 }
 
 static int add_microvm(struct store *s, const char *image_arn, const char *state, const char *config, char id[48], struct error *e) {
-	struct store_microvm m = {.started_ms = 5, .maximum_duration_s = 28800, .has_idle_policy = true, .max_idle_s = 60, .suspended_s = 7, .auto_resume = true};
+	struct store_microvm m = {.started_ms = 5,
+				  .maximum_duration_s = 28800,
+				  .has_idle_policy = true,
+				  .max_idle_s = 60,
+				  .suspended_s = 7,
+				  .auto_resume = true};
 	char uuid[UUID_TEXT];
 	uuid_new(uuid);
 	snprintf(m.id, sizeof(m.id), "microvm-%s", uuid);
@@ -221,8 +226,9 @@ static void microvms_are_listed_in_pages(void **state) {
 	for (int i = 0; i < 25; i++)
 		assert_int_equal(add_microvm(store, i % 2 == 0 ? "even" : "odd", i < 5 ? "TERMINATED" : "RUNNING", "{}", ids[i], NULL), 0);
 	struct seen s = {0};
-	struct store_microvm_filter all = {0}, even = {.image_arn = "even", .version = "1.0", .account = "000000000000"}, living = {.living = true},
-				    none = {.account = "999999999999"}, both = {.image_arn = "even", .living = true}, wrong = {.version = "9.0"};
+	struct store_microvm_filter all = {0}, even = {.image_arn = "even", .version = "1.0", .account = "000000000000"},
+				    living = {.living = true}, none = {.account = "999999999999"},
+				    both = {.image_arn = "even", .living = true}, wrong = {.version = "9.0"};
 	int pages = 0;
 	do {
 		strcpy(from, next);

@@ -2,10 +2,13 @@
 // balloon device, which are the smallest ones on it.
 #include "test_virtio_driver.h"
 
+#include "base/clock.h"
 #include "base/wire.h"
 
 #include <linux/virtio_balloon.h>
+#include <pthread.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define ALL (~0ull)
 
@@ -419,6 +422,65 @@ static void test_balloon(void **state) {
 	rig_close(&r);
 }
 
+// A guest whose other processors write to the rings and descriptors all the time.
+struct scribbler {
+	struct rig *rig;
+	struct vq *q;
+	bool stop;
+};
+
+static void *scribble(void *arg) {
+	struct scribbler *s = arg;
+	uint32_t x = 1;
+	volatile uint8_t *from = rig_at(s->rig, s->q->descriptors);
+	while (!__atomic_load_n(&s->stop, __ATOMIC_RELAXED)) {
+		x = x * 1664525 + 1013904223;
+		from[(x >> 8) % 512] = (uint8_t)(x >> 24);
+	}
+	return NULL;
+}
+
+static void test_concurrent_guest(void **state) {
+	for (unsigned kind = 0; kind < 2; kind++) {
+		struct rig r;
+		struct vq q;
+		rig_open(&r);
+		struct vmm_block config = {.serial = "disk", .flags = VMM_BLOCK_READ_ONLY, .size = 1 << 20};
+		if (kind == 0)
+			assert_int_equal(virtio_rng_create(&r.host, 5, &r.device, NULL), 0);
+		else
+			assert_int_equal(virtio_block_create(&r.host, 5, &config, memfd_create("disk", MFD_CLOEXEC), -1, &r.device, NULL),
+					 0);
+		driver_begin(&r, ALL);
+		driver_queue(&r, &q, 0, 16);
+		driver_ok(&r);
+		struct scribbler s = {.rig = &r, .q = &q};
+		pthread_t thread;
+		assert_int_equal(pthread_create(&thread, NULL, scribble, &s), 0);
+		unsigned resets = 0;
+		for (uint64_t end = monotonic_ms() + 1000; monotonic_ms() < end;) {
+			for (uint16_t i = 0; i < 16; i++) {
+				vq_write_descriptor(&q, i, 0x800000 + 0x100u * i, 0x100,
+						    (uint16_t)(i % 3 == 2 ? VRING_DESC_F_WRITE : VRING_DESC_F_NEXT), (uint16_t)(i + 1));
+				vq_publish(&q, (uint16_t)(i % 3 == 0 ? i : 0));
+			}
+			vq_kick(&q);
+			rig_run(&r, 0);
+			if (driver_needs_reset(&r)) {
+				resets++;
+				r.next = 0x10000;
+				driver_begin(&r, ALL);
+				driver_queue(&r, &q, 0, 16);
+				driver_ok(&r);
+			}
+		}
+		__atomic_store_n(&s.stop, true, __ATOMIC_RELAXED);
+		pthread_join(thread, NULL);
+		assert_true(resets > 0);
+		rig_close(&r);
+	}
+}
+
 int main(void) {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_rng),
@@ -430,6 +492,7 @@ int main(void) {
 		cmocka_unit_test(test_odd_accesses),
 		cmocka_unit_test(test_save_load),
 		cmocka_unit_test(test_balloon),
+		cmocka_unit_test(test_concurrent_guest),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

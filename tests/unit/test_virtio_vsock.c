@@ -796,6 +796,33 @@ static void test_transport_reset(void **state) {
 	close_vs(&v);
 }
 
+// Who says nothing is not waited for: a client without a wish, a guest that does not end a stream.
+static void test_timeouts(void **state) {
+	struct vs v;
+	struct packet s, p;
+	open_vs(&v);
+	uint64_t start = monotonic_ms();
+	int silent = client(&v, "CONN");
+	int fd = connected(&v, 80, &s);
+	close(fd);
+	get(&v, VIRTIO_VSOCK_OP_SHUTDOWN);
+	char byte;
+	while (recv(silent, &byte, 1, MSG_DONTWAIT) < 0) {
+		assert_true(monotonic_ms() - start < 8000);
+		rig_run(&v.rig, 100);
+	}
+	assert_true(monotonic_ms() - start > 4500);
+	assert_true(get_within(&v, &p, 8000));
+	assert_int_equal(p.h.op, VIRTIO_VSOCK_OP_RST);
+	assert_true(monotonic_ms() - start > 9500);
+	// Nobody is waited for now: the clock stands still.
+	for (unsigned i = 0; i < 3; i++)
+		rig_run(&v.rig, 1100);
+	assert_int_equal(loop_run_once(v.rig.loop, 1200, v.rig.host.lock, v.rig.host.unlock, &v.rig), 0);
+	close(silent);
+	close_vs(&v);
+}
+
 static void test_damaged_state(void **state) {
 	struct vs v;
 	struct packet s;
@@ -844,6 +871,7 @@ int main(void) {
 		cmocka_unit_test(test_pause),
 		cmocka_unit_test(test_transport_reset),
 		cmocka_unit_test(test_damaged_state),
+		cmocka_unit_test(test_timeouts),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -52,7 +52,7 @@ static void test_memory_below_hole(void **state) {
 	struct vmm v;
 	start_guest(&v, 256, 1, "memory 0");
 	expect_exit(&v, VMM_EXIT_POWEROFF);
-	assert_int_equal(expect_value(&v, "wrong"), 0);
+	assert_int_equal(guest_value(&v, "wrong"), 0);
 	vmm_end(&v);
 }
 
@@ -61,7 +61,7 @@ static void test_memory_above_hole(void **state) {
 	struct vmm_reply reply;
 	start_guest(&v, 5120, 1, "memory 1");
 	expect_exit(&v, VMM_EXIT_POWEROFF);
-	assert_int_equal(expect_value(&v, "wrong"), 0);
+	assert_int_equal(guest_value(&v, "wrong"), 0);
 	assert_int_equal(vmm_simple(&v, VMM_STATS, &reply), 0);
 	assert_int_equal(v.stats.memory_bytes, UINT64_C(5120) << 20);
 	assert_true(v.stats.resident_bytes < 64 << 20); // sparse: only what was touched
@@ -75,7 +75,7 @@ static void test_other_vcpus_start(void **state) {
 		snprintf(command, sizeof(command), "smp %u", vcpus - 1);
 		start_guest(&v, 64, vcpus, command);
 		expect_exit(&v, VMM_EXIT_POWEROFF);
-		assert_int_equal(expect_value(&v, "started"), vcpus - 1);
+		assert_int_equal(guest_value(&v, "started"), vcpus - 1);
 		vmm_end(&v);
 	}
 }
@@ -164,7 +164,7 @@ static void test_console_keeps_the_newest(void **state) {
 	assert_int_equal(vmm_call(&v, VMM_BOOT, &q, sizeof(q), fds, 3, &reply), 0);
 	close(none);
 	expect_exit(&v, VMM_EXIT_POWEROFF);
-	assert_int_equal(expect_value(&v, "line"), 1999);
+	assert_int_equal(guest_value(&v, "line"), 1999);
 	assert_int_equal(v.stats.console_bytes, 2000 * 22);
 	struct stat st;
 	assert_int_equal(fstat(v.console, &st), 0);

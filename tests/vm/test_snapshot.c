@@ -34,8 +34,8 @@ static void test_lives(void **state) {
 			print_error("%s\n", reply.text);
 		assert_int_equal(r, 0);
 		assert_true(console_wait(&v, "written\n", &from));
-		assert_int_equal(expect_value(&v, "life"), life);
-		assert_int_equal(expect_value(&v, "wrong"), 0);
+		assert_int_equal(guest_value(&v, "life"), life);
+		assert_int_equal(guest_value(&v, "wrong"), 0);
 		own = take_snapshot(&v, VMM_SNAPSHOT_DIFFERENCE);
 		assert_true(size_of(own.memory) < (off_t)(4 << 20));
 		if (life > 1)
@@ -62,8 +62,8 @@ static void test_full_snapshot_of_restored(void **state) {
 	assert_int_equal(restore_into(&v, &full, NULL, 0, &reply), 0);
 	from = 0;
 	assert_true(console_wait(&v, "written\n", &from));
-	assert_int_equal(expect_value(&v, "life"), 3);
-	assert_int_equal(expect_value(&v, "wrong"), 0);
+	assert_int_equal(guest_value(&v, "life"), 3);
+	assert_int_equal(guest_value(&v, "wrong"), 0);
 	vmm_end(&v);
 	snapshot_close(&full);
 	snapshot_close(&own);
@@ -100,8 +100,8 @@ static void test_clones(void **state) {
 		assert_int_equal(restore_into(&v[i], &base, NULL, VMM_RESTORE_CLONE, &reply), 0);
 	for (int i = 0; i < CLONES; i++) {
 		expect_exit(&v[i], VMM_EXIT_POWEROFF);
-		assert_int_equal(expect_value(&v[i], "wrong"), 0);
-		ids[i] = expect_value(&v[i], "id");
+		assert_int_equal(guest_value(&v[i], "wrong"), 0);
+		ids[i] = guest_value(&v[i], "id");
 		for (int j = 0; j < i; j++)
 			assert_true(ids[i] != ids[j]);
 		vmm_end(&v[i]);
@@ -153,7 +153,7 @@ static void test_generation_interrupt(void **state) {
 	struct vmm_reply reply;
 	assert_int_equal(restore_into(&v, &base, NULL, 0, &reply), 0);
 	expect_exit(&v, VMM_EXIT_POWEROFF);
-	assert_int_equal(expect_value(&v, "interrupts"), 1);
+	assert_int_equal(guest_value(&v, "interrupts"), 1);
 	vmm_end(&v);
 	snapshot_close(&base);
 }
@@ -164,7 +164,7 @@ static void test_time_does_not_go_back(void **state) {
 	struct vmm_reply reply;
 	assert_int_equal(restore_into(&v, &base, NULL, 0, &reply), 0);
 	expect_exit(&v, VMM_EXIT_POWEROFF);
-	assert_int_equal(expect_value(&v, "back"), 0);
+	assert_int_equal(guest_value(&v, "back"), 0);
 	vmm_end(&v);
 	snapshot_close(&base);
 }

@@ -54,7 +54,7 @@ void expect_exit(struct vmm *v, uint32_t exit) {
 	assert_true(vmm_alive(v)); // it stays, so that the reason can be asked for
 }
 
-uint64_t expect_value(struct vmm *v, const char *name) {
+uint64_t guest_value(struct vmm *v, const char *name) {
 	uint64_t value = 0;
 	struct vmm_reply reply;
 	vmm_simple(v, VMM_STATS, &reply); // writes out the console

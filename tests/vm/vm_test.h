@@ -11,6 +11,8 @@
 
 #include "client.h"
 
+#include <stdio.h>
+
 extern const char *vmm_program;
 extern int guest_fd; // bzImage of the tiny guest
 
@@ -21,7 +23,7 @@ void vm_test_start(int argc, char **argv);
 void start_guest(struct vmm *v, uint32_t memory_mib, uint32_t vcpus, const char *command);
 // Waits for the end of the guest, which has to be of that kind.
 void expect_exit(struct vmm *v, uint32_t exit);
-uint64_t expect_value(struct vmm *v, const char *name);
+uint64_t guest_value(struct vmm *v, const char *name);
 
 struct snapshot {
 	int state, memory; // memory files

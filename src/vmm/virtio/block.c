@@ -63,8 +63,9 @@ static void run(void *arg, struct block_job *job) {
 
 static void count(struct block *b, const struct block_job *job) {
 	if (job->status != VIRTIO_BLK_S_OK) {
-		// The first one and every thousandth: enough to know, too few to fill a log.
-		if (job->status == VIRTIO_BLK_S_IOERR && b->errors++ % 1000 == 0)
+		b->errors += job->status == VIRTIO_BLK_S_IOERR;
+		// A guest can cause these at will: the log shows the first, second, fourth, eighth, … of them.
+		if (job->status == VIRTIO_BLK_S_IOERR && (b->errors & (b->errors - 1)) == 0)
 			log_warn("block.error", LOG_S("disk", b->serial), LOG_U("type", job->type), LOG_U("offset", job->offset),
 				 LOG_U("errors", b->errors));
 	} else if (job->type == VIRTIO_BLK_T_IN) {

@@ -50,10 +50,11 @@ static void stream_expired(struct stream *s) {
 
 static void ticked(void *arg, uint32_t events) {
 	struct vsock *v = arg;
-	if (v->device.quiet)
-		return;
-	uint64_t now = monotonic_ms();
+	uint64_t ticks, now = monotonic_ms();
 	unsigned waiting = 0;
+	// A periodic timer goes on only when it has been read.
+	if (read(v->timer_fd, &ticks, sizeof(ticks)) < 0 || v->device.quiet)
+		return;
 	for (unsigned i = 0; i < CLIENTS_MAX; i++) {
 		if (v->clients[i].fd < 0)
 			continue;
@@ -446,7 +447,7 @@ int vsock_host_open(struct vsock *v, int listen_fd, struct error *e) {
 	v->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	if (v->timer_fd < 0)
 		return error_errno(e, "vsock: cannot create a timer");
-	int r = loop_add(v->device.host.loop, v->timer_fd, EPOLLIN | EPOLLET, &v->timer_handler);
+	int r = loop_add(v->device.host.loop, v->timer_fd, EPOLLIN, &v->timer_handler);
 	if (r == 0)
 		r = loop_add(v->device.host.loop, listen_fd, EPOLLIN, &v->listen_handler);
 	if (r < 0)
