@@ -69,10 +69,11 @@ static void make_bio_method(void) {
 	BIO_meth_set_create(bio_method, bio_create);
 }
 
-// Chooses http/1.1; a client that names protocols and not this one is refused (RFC 7301 section 3.2).
+// Chooses http/1.1, or http/1.0 for those that know nothing newer; a client that names protocols and neither of these is refused (RFC 7301
+// section 3.2).
 static int select_protocol(SSL *ssl, const unsigned char **out, unsigned char *out_size, const unsigned char *in, unsigned int in_size,
 			   void *arg) {
-	static const unsigned char ours[] = "\x08http/1.1";
+	static const unsigned char ours[] = "\x08http/1.1\x08http/1.0";
 	unsigned char *chosen;
 	if (SSL_select_next_proto(&chosen, out_size, ours, sizeof(ours) - 1, in, in_size) != OPENSSL_NPN_NEGOTIATED)
 		return SSL_TLSEXT_ERR_ALERT_FATAL;

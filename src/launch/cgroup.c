@@ -35,7 +35,8 @@ int cgroup_start(struct error *e) {
 	struct statfs fs;
 	if (statfs(ROOT, &fs) < 0 || fs.f_type != CGROUP2_SUPER_MAGIC)
 		return error_set(e, -ENOTSUP,
-				 ROOT " is not a cgroup v2 hierarchy: boot the host with systemd.unified_cgroup_hierarchy=1 (the default since Debian 11)");
+				 ROOT " is not a cgroup v2 hierarchy: boot the host with systemd.unified_cgroup_hierarchy=1 (the default "
+				      "since Debian 11)");
 	int r = write_text(ROOT "/cgroup.subtree_control", "+memory +cpu +pids");
 	if (r < 0)
 		return error_set(e, r, "cannot enable the controllers memory, cpu and pids in " ROOT ": %s", strerror(-r));

@@ -67,7 +67,8 @@ int firewall_host(const struct launch_options *o, struct error *e) {
 	}
 	put(&t, "    ip saddr ");
 	put_network(&t, o->range);
-	put(&t, " accept\n    drop\n  }\n  chain postrouting {\n    type nat hook postrouting priority srcnat; policy accept;\n    ip saddr ");
+	put(&t,
+	    " accept\n    drop\n  }\n  chain postrouting {\n    type nat hook postrouting priority srcnat; policy accept;\n    ip saddr ");
 	put_network(&t, o->range);
 	put(&t, " oifname != \"" LINK_PREFIX "*\" masquerade\n  }\n}\n");
 	return apply(t.data, e);

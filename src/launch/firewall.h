@@ -4,8 +4,8 @@
 #include "base/error.h"
 #include "launch/options.h"
 
-#define LINK_PREFIX "stv"  // host ends of the slots' links: stv<index>
-#define UPLINK_NAME "up0"  // the other end, in the slot's network namespace
+#define LINK_PREFIX "stv" // host ends of the slots' links: stv<index>
+#define UPLINK_NAME "up0" // the other end, in the slot's network namespace
 #define TAP_NAME "tap0"
 
 // Replaces the host's table `stasis`: nothing from a slot reaches the host, another slot, a link-local or a closed network; DNS goes to the

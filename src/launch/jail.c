@@ -29,7 +29,8 @@
 #define LAST_CAPABILITY 63
 
 static int make_root(const char *root) {
-	if (mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mount("stasis", root, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=16k,mode=0555") < 0)
+	if (mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+	    mount("stasis", root, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=16k,mode=0555") < 0)
 		return -errno;
 	if (chdir(root) < 0 || mkdir("proc", 0555) < 0)
 		return -errno;
@@ -53,8 +54,9 @@ static int lay_descriptors(const struct jail *j, int *program, int *report) {
 		if (high[i] < 0)
 			return -errno;
 	}
-	if (dup2(high[0], VMM_FD_CONTROL) < 0 || dup2(high[1], VMM_FD_VSOCK) < 0 || dup2(high[2], VMM_FD_KVM) < 0 || dup2(high[3], VMM_FD_TAP) < 0 ||
-	    dup3(high[4], VMM_FD_FIRST_FREE, O_CLOEXEC) < 0 || dup3(high[5], VMM_FD_FIRST_FREE + 1, O_CLOEXEC) < 0)
+	if (dup2(high[0], VMM_FD_CONTROL) < 0 || dup2(high[1], VMM_FD_VSOCK) < 0 || dup2(high[2], VMM_FD_KVM) < 0 ||
+	    dup2(high[3], VMM_FD_TAP) < 0 || dup3(high[4], VMM_FD_FIRST_FREE, O_CLOEXEC) < 0 ||
+	    dup3(high[5], VMM_FD_FIRST_FREE + 1, O_CLOEXEC) < 0)
 		return -errno;
 	*program = VMM_FD_FIRST_FREE;
 	*report = VMM_FD_FIRST_FREE + 1;
@@ -68,7 +70,12 @@ static int set_limits(void) {
 	static const struct {
 		__rlimit_resource_t what;
 		rlim_t most;
-	} limits[] = {{RLIMIT_NOFILE, DESCRIPTORS_MAX}, {RLIMIT_CORE, 0}, {RLIMIT_MEMLOCK, 64 << 10}, {RLIMIT_MSGQUEUE, 0}, {RLIMIT_NICE, 0}, {RLIMIT_RTPRIO, 0}};
+	} limits[] = {{RLIMIT_NOFILE, DESCRIPTORS_MAX},
+		      {RLIMIT_CORE, 0},
+		      {RLIMIT_MEMLOCK, 64 << 10},
+		      {RLIMIT_MSGQUEUE, 0},
+		      {RLIMIT_NICE, 0},
+		      {RLIMIT_RTPRIO, 0}};
 	for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++)
 		if (setrlimit(limits[i].what, &(struct rlimit){limits[i].most, limits[i].most}) < 0)
 			return -errno;

@@ -6,11 +6,11 @@
 #include <sys/types.h>
 
 struct jail {
-	int program; // stasis-vmm, opened for execution
+	int program;                  // stasis-vmm, opened for execution
 	int control, vsock, kvm, tap; // become the descriptors of src/vmm/control.h
 	int netns;
-	int cgroup; // folder of the slot's group
-	uid_t uid;  // of the VMM alone; its group has the same number
+	int cgroup;       // folder of the slot's group
+	uid_t uid;        // of the VMM alone; its group has the same number
 	const char *root; // an existing empty folder, where the VMM's root is mounted (in its own mount namespace)
 };
 

@@ -13,7 +13,8 @@
 #define LAUNCH_STASISD_FD 3 // stasisd's end of the pair
 
 // The guest's link-layer address; its IP address and its gateway's are in guest/guest.h. The slot lets nothing else pass.
-#define LAUNCH_GUEST_MAC {0x02, 0x53, 0x54, 0x00, 0x00, 0x02}
+#define LAUNCH_GUEST_MAC \
+	{ 0x02, 0x53, 0x54, 0x00, 0x00, 0x02 }
 
 enum launch_kind {
 	LAUNCH_TAKE = 1, // struct launch_take; gives a slot (from the pool, or made now)

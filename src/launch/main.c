@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -33,22 +34,23 @@
 
 #define CONFIG_MAX (1u << 20)
 #define CONFIG_FD 4
-#define REFILL_DELAY_MS 300     // a launch under way has the CPUs first
-#define RETRY_MS 10             // for what the kernel is not done with yet
+#define REFILL_DELAY_MS 300 // a launch under way has the CPUs first
+#define RETRY_MS 10         // for what the kernel is not done with yet
 #define RESTART_DELAY_MAX_MS 30000
-#define STEADY_MS 10000         // a stasisd that lived so long did not die at its start
+#define STASISD_DESCRIPTORS 65536 // connections of the edge
+#define STEADY_MS 10000           // a stasisd that lived so long did not die at its start
 #define MESSAGE_ROOM 512
 
 struct launch {
 	struct launch_options options;
 	struct slots slots;
 	int signals;
-	int pair;        // our end; -1 while there is no stasisd
-	pid_t stasisd;   // 0: none
+	int pair;      // our end; -1 while there is no stasisd
+	pid_t stasisd; // 0: none
 	uint64_t started_ms;
 	uint64_t restart_at_ms; // 0: not waiting
 	uint64_t restart_delay_ms;
-	uint64_t refill_at_ms;  // 0: nothing to do
+	uint64_t refill_at_ms; // 0: nothing to do
 	unsigned refill_failures;
 	bool stopping;
 	int exit_code;
@@ -96,6 +98,9 @@ static _Noreturn void stasisd_child(const struct launch_options *o, int pair, in
 	dup2(pair, LAUNCH_STASISD_FD);
 	dup2(config, CONFIG_FD);
 	syscall(SYS_close_range, CONFIG_FD + 1, ~0u, 0);
+	struct rlimit descriptors = {STASISD_DESCRIPTORS, STASISD_DESCRIPTORS};
+	if (setrlimit(RLIMIT_NOFILE, &descriptors) < 0)
+		log_warn("stasisd.descriptors", LOG_S("error", strerror(errno)));
 	if (setsid() < 0 || setgroups(0, NULL) < 0 || setresgid(o->gid, o->gid, o->gid) < 0 || setresuid(o->uid, o->uid, o->uid) < 0 ||
 	    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		_exit(126);
@@ -138,8 +143,9 @@ static void end_everything(struct launch *l) {
 
 static void stasisd_ended(struct launch *l, int status) {
 	uint64_t lived = monotonic_ms() - l->started_ms;
-	log_at(l->stopping ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, "stasisd.ended", LOG_U("status", WIFEXITED(status) ? WEXITSTATUS(status) : -1),
-	       LOG_U("signal", WIFSIGNALED(status) ? WTERMSIG(status) : 0), LOG_U("livedMs", lived));
+	log_at(l->stopping ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, "stasisd.ended",
+	       LOG_U("status", WIFEXITED(status) ? WEXITSTATUS(status) : -1), LOG_U("signal", WIFSIGNALED(status) ? WTERMSIG(status) : 0),
+	       LOG_U("livedMs", lived));
 	l->stasisd = 0;
 	if (l->pair >= 0)
 		close(l->pair);

@@ -22,8 +22,8 @@ int launch_request_parse(const void *data, size_t size, union launch_request *re
 	read_copy(&r, &ret->header, sizeof(ret->header));
 	if (r.bad || ret->header.magic != LAUNCH_MAGIC)
 		return error_set(e, -EBADMSG, "a message of %zu bytes is none of stasis-launch's", size);
-	size_t wanted = ret->header.kind == LAUNCH_TAKE  ? sizeof(struct launch_take)
-			: ret->header.kind == LAUNCH_END ? sizeof(struct launch_end)
+	size_t wanted = ret->header.kind == LAUNCH_TAKE   ? sizeof(struct launch_take)
+			: ret->header.kind == LAUNCH_END  ? sizeof(struct launch_end)
 			: ret->header.kind == LAUNCH_LIST ? sizeof(struct launch_header)
 							  : 0;
 	if (size != wanted)

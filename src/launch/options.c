@@ -13,20 +13,20 @@
 #define POOL_DEFAULT 4
 #define POOL_MAX 256
 
-static const char help[] =
-	"usage: stasis-launch --program FOLDER --config FILE [options]\n"
-	"\n"
-	"The privileged part of Stasis: starts stasisd as an ordinary user, and makes namespaces, firewall, cgroups and jails for its VMMs.\n"
-	"\n"
-	"  --program FOLDER      where stasisd and stasis-vmm lie\n"
-	"  --config FILE         stasisd's configuration\n"
-	"  --user NAME           stasisd's user (stasis)\n"
-	"  --run FOLDER          run-time files (/run/stasis)\n"
-	"  --state FOLDER        stasisd's state, made when it is missing (/var/lib/stasis)\n"
-	"  --pool N              slots that are kept ready for launches (4)\n"
-	"  --range CIDR          addresses for the slots' links (100.64.0.0/18)\n"
-	"  --resolvers A,B       DNS servers that microVMs may ask (those of /etc/resolv.conf)\n"
-	"  --closed CIDR,CIDR    networks that microVMs may not reach\n";
+static const char help[] = "usage: stasis-launch --program FOLDER --config FILE [options]\n"
+			   "\n"
+			   "The privileged part of Stasis: starts stasisd as an ordinary user, and makes namespaces, firewall, cgroups and "
+			   "jails for its VMMs.\n"
+			   "\n"
+			   "  --program FOLDER      where stasisd and stasis-vmm lie\n"
+			   "  --config FILE         stasisd's configuration\n"
+			   "  --user NAME           stasisd's user (stasis)\n"
+			   "  --run FOLDER          run-time files (/run/stasis)\n"
+			   "  --state FOLDER        stasisd's state, made when it is missing (/var/lib/stasis)\n"
+			   "  --pool N              slots that are kept ready for launches (4)\n"
+			   "  --range CIDR          addresses for the slots' links (100.64.0.0/18)\n"
+			   "  --resolvers A,B       DNS servers that microVMs may ask (those of /etc/resolv.conf)\n"
+			   "  --closed CIDR,CIDR    networks that microVMs may not reach\n";
 
 int network_parse(const char *text, struct network *ret) {
 	char copy[NETWORK_TEXT];
@@ -157,7 +157,9 @@ int options_read(int argc, char **argv, struct launch_options *o, bool *ret_done
 	if (o->program == NULL || o->config == NULL)
 		return wrong("without --program and --config the command line", "");
 	if (find_user(user, o) < 0) {
-		fprintf(stderr, "stasis-launch: there is no user '%s' (or it is root): create one with 'useradd --system --no-create-home %s'\n", user, user);
+		fprintf(stderr,
+			"stasis-launch: there is no user '%s' (or it is root): create one with 'useradd --system --no-create-home %s'\n",
+			user, user);
 		return 2;
 	}
 	if (o->resolver_count == 0)

@@ -22,8 +22,8 @@ struct launch_options {
 	const char *state;   // /var/lib/stasis: made, and given to the user, when it is missing
 	uid_t uid;           // stasisd's user and group
 	gid_t gid;
-	unsigned pool;        // slots that are kept ready
-	struct network range; // addresses of the slots' links: four each
+	unsigned pool;                // slots that are kept ready
+	struct network range;         // addresses of the slots' links: four each
 	uint32_t resolvers[LIST_MAX]; // where DNS may go; host byte order
 	unsigned resolver_count;
 	struct network closed[LIST_MAX]; // networks that microVMs may not reach, besides those that they never may

@@ -17,8 +17,8 @@ enum slot_state { SLOT_FREE, SLOT_READY, SLOT_USED, SLOT_ENDING };
 
 struct slot {
 	enum slot_state state;
-	bool dead;   // its VMM has ended
-	bool mine;   // its VMM is this process's child
+	bool dead; // its VMM has ended
+	bool mine; // its VMM is this process's child
 	char name[LAUNCH_VMM_MAX];
 	unsigned index;
 	pid_t pid;

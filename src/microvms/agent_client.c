@@ -88,18 +88,28 @@ static int read_answer(int fd, int timeout_ms) {
 	return strncmp(line, "ERR ", 4) == 0 ? errno_of_name(line + 4) : -EPROTO;
 }
 
-int vsock_connect(const char *vsock_path, unsigned port, int timeout_ms, struct error *e) {
+// Connects to the VMM and says which port is meant; the answer comes later.
+static int vsock_begin(const char *vsock_path, unsigned port, struct error *e) {
 	cleanup_close int fd = unix_connect(vsock_path, SOCK_STREAM, e);
 	if (fd < 0)
 		return fd;
 	char line[LINE_ROOM];
 	int n = snprintf(line, sizeof(line), "CONNECT %u\n", port);
 	int r = send_with_fds(fd, line, (size_t)n, NULL, 0);
-	if (r == 0)
-		r = read_answer(fd, timeout_ms);
-	if (r < 0)
-		return error_set(e, r, "cannot connect to the guest's vsock port %u: %s", port, strerror(-r));
-	return take_fd(&fd);
+	return r < 0 ? error_set(e, r, "cannot talk to the VMM's vsock socket: %s", strerror(-r)) : take_fd(&fd);
+}
+
+static int vsock_accepted(int fd, unsigned port, int timeout_ms, struct error *e) {
+	int r = read_answer(fd, timeout_ms);
+	return r < 0 ? error_set(e, r, "cannot connect to the guest's vsock port %u: %s", port, strerror(-r)) : 0;
+}
+
+int vsock_connect(const char *vsock_path, unsigned port, int timeout_ms, struct error *e) {
+	cleanup_close int fd = vsock_begin(vsock_path, port, e);
+	if (fd < 0)
+		return fd;
+	int r = vsock_accepted(fd, port, timeout_ms, e);
+	return r < 0 ? r : take_fd(&fd);
 }
 
 bool agent_port_accepts(const char *vsock_path, unsigned port, int timeout_ms) {
@@ -111,6 +121,11 @@ bool agent_port_accepts(const char *vsock_path, unsigned port, int timeout_ms) {
 	return send_with_fds(fd, line, (size_t)n, NULL, 0) == 0 && read_answer(fd, timeout_ms) == 0;
 }
 
+int agent_begin(const char *vsock_path, struct agent *ret, struct error *e) {
+	*ret = (struct agent){.fd = vsock_begin(vsock_path, AGENT_CONTROL_PORT, e)};
+	return ret->fd < 0 ? ret->fd : 0;
+}
+
 int agent_connect(const char *vsock_path, int timeout_ms, struct agent *ret, struct error *e) {
 	*ret = (struct agent){.fd = -1};
 	uint64_t until = monotonic_ms() + (uint64_t)timeout_ms;
@@ -120,7 +135,7 @@ int agent_connect(const char *vsock_path, int timeout_ms, struct agent *ret, str
 		int left = now >= until ? 0 : (int)(until - now);
 		int fd = vsock_connect(vsock_path, AGENT_CONTROL_PORT, left < ATTEMPT_MS ? left : ATTEMPT_MS, &last);
 		if (fd >= 0) {
-			ret->fd = fd;
+			*ret = (struct agent){.fd = fd, .greeted = true};
 			return 0;
 		}
 		// A socket that is not there will not come; everything else may be a guest that is not so far yet.
@@ -189,7 +204,11 @@ static const char *text_of(const json_t *object, const char *key) {
 int agent_receive(struct agent *a, int timeout_ms, json_t **ret, struct error *e) {
 	uint64_t until = monotonic_ms() + (uint64_t)timeout_ms;
 	uint32_t length = 0;
-	int r = receive_bytes(a->fd, &length, sizeof(length), until);
+	int r = a->greeted ? 0 : vsock_accepted(a->fd, AGENT_CONTROL_PORT, timeout_ms, e);
+	if (r < 0)
+		return r;
+	a->greeted = true;
+	r = receive_bytes(a->fd, &length, sizeof(length), until);
 	if (r < 0)
 		return error_set(e, r, "the guest agent did not answer: %s", strerror(-r));
 	if (length == 0 || length > AGENT_FRAME_MAX)

@@ -18,10 +18,13 @@ struct agent {
 	int fd; // -1: not connected
 	uint64_t sequence;
 	uint64_t answered; // id of the last reply
+	bool greeted;      // the VMM has said that the guest accepted
 };
 
-// Connects to the agent's control port through the VMM's vsock socket. Tries again while the guest does not listen yet, until timeout_ms
-// is over.
+// Begins to connect to the agent's control port through the VMM's vsock socket and does not wait: requests may be sent at once, the VMM hands them
+// on when the guest has accepted, and the first agent_receive() says when it has not. For guests whose agent listens already.
+int agent_begin(const char *vsock_path, struct agent *ret, struct error *e);
+// Connects and waits for the guest to accept. Tries again while it does not listen yet, until timeout_ms is over.
 int agent_connect(const char *vsock_path, int timeout_ms, struct agent *ret, struct error *e);
 void agent_close(struct agent *a);
 

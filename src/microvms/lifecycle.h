@@ -31,7 +31,6 @@ enum microvm_state { STATE_PENDING, STATE_RUNNING, STATE_SUSPENDING, STATE_SUSPE
 #define FOLDER_PATH 512
 #define APP_LOG_LIMIT (8 * 1024 * 1024)
 
-#define AGENT_CONNECT_MS 30000 // after a restore the agent listens at once; this is for an overloaded host
 #define AGENT_REPLY_MS 30000
 #define DRAIN_MS 5000      // how long a suspend waits for requests that are being answered
 #define EXIT_GRACE_MS 1000 // between the application's end and that of its microVM

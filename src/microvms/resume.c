@@ -118,7 +118,6 @@ int microvm_resume_now(struct microvm *m, struct error *e) {
 	int r = start_vmm(m, &stages, e);
 	if (r == 0) {
 		r = microvm_agent_open(m, &a, e);
-		stages_mark(&stages, "agent.connect");
 	}
 	if (r == 0)
 		r = wake_guest(m, &a, &stages, &thawed, e);

@@ -84,7 +84,6 @@ static int launch(struct microvm *m, const char *payload, struct stages *stages,
 	}
 	if (r == 0) {
 		r = microvm_agent_open(m, &a, &e);
-		stages_mark(stages, "agent.connect");
 	}
 	if (r == 0) {
 		r = wait_recorded(m, &e);

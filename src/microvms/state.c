@@ -317,7 +317,7 @@ bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48],
 // The agent and the hooks. --------------------------------------------------------------------------------------------------
 
 int microvm_agent_open(struct microvm *m, struct agent *a, struct error *e) {
-	int r = agent_connect(m->slot.vsock, AGENT_CONNECT_MS, a, e);
+	int r = agent_begin(m->slot.vsock, a, e);
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&m->lock);

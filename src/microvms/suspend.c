@@ -94,7 +94,6 @@ static int suspend_steps(struct microvm *m, enum suspend_cause cause, struct sta
 			 struct error *e) {
 	struct agent a = {.fd = -1};
 	int r = microvm_agent_open(m, &a, e);
-	stages_mark(stages, "agent.connect");
 	// After a resume hook that failed there is nothing to announce: the application was not awake in between.
 	if (r == 0 && cause != SUSPEND_RESUME_FAILED && m->settings.hooks[HOOK_SUSPEND].enabled) {
 		r = microvm_call_hook(m, &a, HOOK_SUSPEND, reason);

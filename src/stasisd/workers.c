@@ -205,8 +205,10 @@ void loop_submit(struct engine *en, void (*fn)(void *arg), void *arg) {
 		return;
 	}
 	*j = (struct job){.fn = fn, .arg = arg};
-	pthread_mutex_lock(&en->queue->lock);
-	list_put(&en->queue->jobs, j);
-	pthread_mutex_unlock(&en->queue->lock);
-	uv_async_send(&en->queue->wake);
+	// Once the lock is released, the loop may take the job, end and free the queue.
+	struct loop_queue *q = en->queue;
+	pthread_mutex_lock(&q->lock);
+	list_put(&q->jobs, j);
+	uv_async_send(&q->wake);
+	pthread_mutex_unlock(&q->lock);
 }

@@ -96,7 +96,7 @@ static void test_agent_replies(void **state) {
 	struct hook_answer h;
 	json_t *reply = NULL;
 	pair(SOCK_STREAM, fds);
-	struct agent a = {.fd = fds[0]};
+	struct agent a = {.fd = fds[0], .greeted = true};
 	// Two requests on their way, answers in order.
 	assert_int_equal(agent_send(&a, agent_resume_request(true, "microvm-1"), &e), 0);
 	assert_int_equal(agent_send(&a, agent_hook_request("run", 8080, 1000, "{}", false), &e), 0);
@@ -136,7 +136,7 @@ static void test_agent_hostile(void **state) {
 	int fds[2];
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		pair(SOCK_STREAM, fds);
-		struct agent a = {.fd = fds[0]};
+		struct agent a = {.fd = fds[0], .greeted = true};
 		frame(fds[1], bad[i]);
 		assert_int_equal(agent_call(&a, agent_freeze_request(), 1000, NULL, &e), -EBADMSG);
 		agent_close(&a);
@@ -145,7 +145,7 @@ static void test_agent_hostile(void **state) {
 	static const uint32_t lengths[] = {0, AGENT_FRAME_MAX + 1, UINT32_MAX};
 	for (size_t i = 0; i < 3; i++) {
 		pair(SOCK_STREAM, fds);
-		struct agent a = {.fd = fds[0]};
+		struct agent a = {.fd = fds[0], .greeted = true};
 		assert_int_equal(send(fds[1], &lengths[i], 4, 0), 4);
 		assert_int_equal(agent_call(&a, agent_freeze_request(), 1000, NULL, &e), -EBADMSG);
 		agent_close(&a);
@@ -153,7 +153,7 @@ static void test_agent_hostile(void **state) {
 	}
 	// Cut off in the middle; and silence.
 	pair(SOCK_STREAM, fds);
-	struct agent a = {.fd = fds[0]};
+	struct agent a = {.fd = fds[0], .greeted = true};
 	assert_int_equal(send(fds[1], "\x10\0\0\0{\"id\"", 9, 0), 9);
 	uint64_t from = monotonic_ms();
 	assert_int_equal(agent_call(&a, agent_freeze_request(), 100, NULL, &e), -ETIMEDOUT);
@@ -164,7 +164,7 @@ static void test_agent_hostile(void **state) {
 	close(fds[1]);
 	// A request that does not fit into a frame.
 	pair(SOCK_STREAM, fds);
-	a = (struct agent){.fd = fds[0]};
+	a = (struct agent){.fd = fds[0], .greeted = true};
 	char *large = malloc(AGENT_FRAME_MAX + 1);
 	memset(large, 'a', AGENT_FRAME_MAX);
 	large[AGENT_FRAME_MAX] = '\0';
@@ -172,6 +172,28 @@ static void test_agent_hostile(void **state) {
 	free(large);
 	agent_close(&a);
 	close(fds[1]);
+}
+
+static void test_agent_not_greeted(void **state) {
+	static const struct {
+		const char *answer;
+		int result;
+	} cases[] = {{"ERR ECONNREFUSED\n", -ECONNREFUSED},
+		     {"ERR EWHATEVER\n", -ECONNREFUSED},
+		     {"NO\n", -EPROTO},
+		     {"OK 7\n", -ETIMEDOUT},
+		     {"O", -ETIMEDOUT}};
+	struct error e;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		int fds[2];
+		pair(SOCK_STREAM, fds);
+		struct agent a = {.fd = fds[0]};
+		assert_int_equal(agent_send(&a, agent_freeze_request(), &e), 0); // before anybody accepted
+		assert_int_equal(send(fds[1], cases[i].answer, strlen(cases[i].answer), 0), strlen(cases[i].answer));
+		assert_int_equal(agent_receive(&a, 50, NULL, &e), cases[i].result);
+		agent_close(&a);
+		close(fds[1]);
+	}
 }
 
 static void test_lines(void **state) {
@@ -464,10 +486,18 @@ static void test_settings(void **state) {
 
 int main(void) {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_vmm_answers),   cmocka_unit_test(test_vmm_goes_away), cmocka_unit_test(test_agent_replies),
-		cmocka_unit_test(test_agent_hostile), cmocka_unit_test(test_lines),         cmocka_unit_test(test_reasons),
-		cmocka_unit_test(test_watcher),       cmocka_unit_test(test_events),        cmocka_unit_test(test_output_log),
-		cmocka_unit_test(test_timers),        cmocka_unit_test(test_settings),
+		cmocka_unit_test(test_vmm_answers),
+		cmocka_unit_test(test_vmm_goes_away),
+		cmocka_unit_test(test_agent_replies),
+		cmocka_unit_test(test_agent_hostile),
+		cmocka_unit_test(test_agent_not_greeted),
+		cmocka_unit_test(test_lines),
+		cmocka_unit_test(test_reasons),
+		cmocka_unit_test(test_watcher),
+		cmocka_unit_test(test_events),
+		cmocka_unit_test(test_output_log),
+		cmocka_unit_test(test_timers),
+		cmocka_unit_test(test_settings),
 	};
 	log_set_level(LOG_LEVEL_ERROR);
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -186,8 +186,8 @@ static int unpack(const struct request *q, struct error *e) {
 	if (r < 0)
 		return r;
 	if (!sum.has_dockerfile && sum.elsewhere[0] != 0 && strchr(sum.elsewhere, '/') == NULL)
-		return error_named(e, -ENOENT, "ARCHIVE_DOCKERFILE_NOT_FOUND", "The artifact has no %s at its root, but has '%s'; rename it.", q->dockerfile,
-				   sum.elsewhere);
+		return error_named(e, -ENOENT, "ARCHIVE_DOCKERFILE_NOT_FOUND",
+				   "The artifact has no %s at its root, but has '%s'; rename it.", q->dockerfile, sum.elsewhere);
 	if (!sum.has_dockerfile && sum.elsewhere[0] != 0)
 		return error_named(
 			e, -ENOENT, "ARCHIVE_DOCKERFILE_NOT_FOUND",

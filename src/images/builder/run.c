@@ -20,10 +20,20 @@ static bool starts_with(const char *s, const char *prefix) {
 }
 
 static bool is_remark(const char *line) {
-	static const char *const prefixes[] = {
-		"STEP ",        "time=\"",        "COMMIT",           "Trying to pull",     "Getting image source",
-		"Copying blob", "Copying config", "Writing manifest", "Storing signatures", "Resolved \"",
-		"Resolving \"", "--> ",           "[stasis] ", "subprocess exited with status"};
+	static const char *const prefixes[] = {"STEP ",
+					       "time=\"",
+					       "COMMIT",
+					       "Trying to pull",
+					       "Getting image source",
+					       "Copying blob",
+					       "Copying config",
+					       "Writing manifest",
+					       "Storing signatures",
+					       "Resolved \"",
+					       "Resolving \"",
+					       "--> ",
+					       "[stasis] ",
+					       "subprocess exited with status"};
 	for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++)
 		if (starts_with(line, prefixes[i]))
 			return true;
