@@ -93,5 +93,7 @@ int main(int argc, char **argv) {
 	if (size == 0 || size == sizeof(data))
 		return 1;
 	write_header(argv[1], data, size);
+	fclose(bpf);
+	seccomp_release(f);
 	return 0;
 }
