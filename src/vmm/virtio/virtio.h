@@ -49,7 +49,8 @@ int virtio_notify_fd(struct virtio_device *d, unsigned queue);
 unsigned virtio_queue_count(const struct virtio_device *d);
 
 // Snapshots. quiesce: called with the vCPUs stopped; waits until no request is under way and nothing but save/load and
-// resume follows. The device stays quiet (it serves nothing and injects nothing) until resume.
+// resume follows. The device stays quiet (it serves nothing and injects nothing) until resume. Disks are not made durable by this, see
+// virtio_flush(). load needs the guest's memory in place: it checks the queues' addresses.
 int virtio_quiesce(struct virtio_device *d, struct error *e);
 void virtio_resume(struct virtio_device *d);
 int virtio_save(struct virtio_device *d, struct writer *w);                  // the device's section; -ENOSPC
