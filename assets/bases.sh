@@ -11,9 +11,9 @@ make_bases() {
 	local tree=$work/bases.tree
 	rm -rf --one-file-system "$tree"
 	# In a mount namespace of its own, so that its mounts vanish with it, however it ends.
-	unshare --mount --propagation private "$here/bases/fill" "$work" "$tree"
+	unshare --mount --propagation private "$here/bases/fill" "$work" "$tree" "$made"
 	ext4_image "$output/bases.ext4.new" bases fit "$tree" -O ^has_journal,^resize_inode
 	mv "$output/bases.ext4.new" "$output/bases.ext4"
-	mv "$work/bases.json.new" "$work/bases.json"
+	mv "$made/bases.json.new" "$made/bases.json"
 	rm -rf --one-file-system "$tree"
 }

@@ -22,7 +22,31 @@ make_kernel() {
 	echo "$release" >"$output/kernel.release.new"
 	mv "$output/kernel.release.new" "$output/kernel.release"
 	cp "$work/kernel/boot/vmlinuz-$release" "$output/vmlinuz.new"
+	unpack_kernel "$output/vmlinuz.new" >"$output/vmlinux.new"
+	mv "$output/vmlinux.new" "$output/vmlinux"
 	mv "$output/vmlinuz.new" "$output/vmlinuz"
+}
+
+# little_endian FILE OFFSET BYTES: an integer in a file.
+little_endian() {
+	od -An -v -t "u$3" -j "$2" -N "$3" --endian=little "$1" | tr -d ' '
+}
+
+# Prints the ELF kernel that lies compressed in a bzImage, which would unpack itself with every boot: seconds on an emulated processor. QEMU starts it by its PVH
+# entry. Where it lies says the setup header (Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length).
+unpack_kernel() {
+	local file=$1 start length magic
+	start=$((($(little_endian "$file" 497 1) + 1) * 512 + $(little_endian "$file" 584 4)))
+	# Its last four bytes are the unpacked size.
+	length=$(($(little_endian "$file" 588 4) - 4))
+	magic=$(od -An -v -t x1 -j "$start" -N 4 "$file" | tr -d ' ')
+	case $magic in
+	fd377a58) set -- xz -dc ;;
+	1f8b*) set -- gzip -dc ;;
+	28b52ffd) set -- zstd -dc ;;
+	*) fail "the kernel is compressed in a way that is not known here (it starts with $magic)" ;;
+	esac
+	dd if="$file" bs=1M iflag=skip_bytes,count_bytes skip="$start" count="$length" status=none | "$@"
 }
 
 # resolve MODULES.TXT: the files (below lib/modules/<release>) of the listed modules and of all that they need, in loading order, one "file parameters" a
@@ -98,7 +122,10 @@ pack_initrd() {
 	local init=$1 list=$2 style=$3 file=$4 release modules tree n=0 from parameters name
 	release=$(cat "$output/kernel.release")
 	modules=$work/kernel/lib/modules/$release
-	[ -d "$modules" ] || make_kernel
+	[ -d "$modules" ] || {
+		update_package_lists
+		make_kernel
+	}
 	tree=$work/initrd.tree
 	rm -rf "$tree"
 	mkdir -p "$tree/modules" "$tree/dev" "$tree/proc" "$tree/sys" "$tree/run" "$tree/root"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Helpers of assets/make: messages, keys, the manifest assets.json, and ext4 images.
-# shellcheck disable=SC2154 # here, source, output, build and work are set by assets/make
+# shellcheck disable=SC2154 # here, source, output, build, work and made are set by assets/make
 
 say() {
 	printf '%s\n' "$*"
@@ -81,18 +81,19 @@ is_current() {
 	local file
 	file=$(file_of "$1") || exit 1
 	[ -f "$file" ] || return 1
+	[ "$1" != kernel ] || [ -f "$output/vmlinux" ] || return 1
 	local key
 	key=$(key_of "$1") || exit 1
-	[ "$key" = "$(recorded_key "$1")" ] || [ "$key" = "$(cat "$work/$1.key" 2>/dev/null)" ]
+	[ "$key" = "$(recorded_key "$1")" ] || [ "$key" = "$(cat "$made/$1.key" 2>/dev/null)" ]
 }
 
 make_asset() {
 	local began
 	began=$(milliseconds)
-	rm -f "$work/$1.key"
+	rm -f "$made/$1.key"
 	"make_${1//[.]/_}"
-	key_of "$1" >"$work/$1.key.new"
-	mv "$work/$1.key.new" "$work/$1.key"
+	key_of "$1" >"$made/$1.key.new"
+	mv "$made/$1.key.new" "$made/$1.key"
 	say "assets: $1 made in $(seconds_since "$began") s ($(du -h "$(file_of "$1")" | cut -f 1))"
 }
 
@@ -106,16 +107,16 @@ write_manifest() {
 		first=
 		for name in kernel guest.initrd machine.initrd system builder bases; do
 			file=$(file_of "$name")
-			[ -f "$file" ] && [ -f "$work/$name.key" ] || continue
-			key=$(cat "$work/$name.key")
+			[ -f "$file" ] && [ -f "$made/$name.key" ] || continue
+			key=$(cat "$made/$name.key")
 			[ -z "$first" ] || echo ','
 			printf '    "%s": {"file": "%s", "key": "%s", "sha256": "%s"}' "$name" "$(basename "$file")" "$key" "$(hash_of "$file")"
 			first=no
 		done
 		printf '\n  },\n  "baseImages": '
-		cat "$work/bases.json" 2>/dev/null || echo '[]'
+		cat "$made/bases.json" 2>/dev/null || echo '[]'
 		echo '  ,"packages": {'
-		cat "$work"/*.packages 2>/dev/null | sort -u | sed 's/^\([^ ]*\) \(.*\)$/    "\1": "\2",/' | sed '$ s/,$//'
+		cat "$made"/*.packages 2>/dev/null | sort -u | sed 's/^\([^ ]*\) \(.*\)$/    "\1": "\2",/' | sed '$ s/,$//'
 		echo '  }'
 		echo '}'
 	} >"$output/assets.json.new"
@@ -126,7 +127,7 @@ write_manifest() {
 hash_of() {
 	local stamp known
 	stamp=$(stat -c '%s %Y %i' "$1")
-	known=$work/$(basename "$1").sha256
+	known=$made/$(basename "$1").sha256
 	if [ "$(sed -n 1p "$known" 2>/dev/null)" != "$stamp" ]; then
 		printf '%s\n%s\n' "$stamp" "$(sha256sum "$1" | cut -c 1-64)" >"$known"
 	fi
@@ -140,6 +141,7 @@ require_tools() {
 			fail "'$tool' is needed to make the assets; install it with: apt-get install $package"
 	done <<-END
 		mke2fs e2fsprogs
+		xz xz-utils
 		dpkg-deb dpkg
 		apt-get apt
 		cpio cpio

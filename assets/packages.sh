@@ -72,14 +72,14 @@ download() {
 		sleep 2
 	done
 	APT_CONFIG=$apt/apt.conf apt-cache show --no-all-versions "$@" |
-		awk '$1 == "Package:" { package = $2 } $1 == "Version:" { print package, $2 }' | sort -u >"$work/$name.packages"
+		awk '$1 == "Package:" { package = $2 } $1 == "Version:" { print package, $2 }' | sort -u >"$made/$name.packages"
 	: >"$work/$name.debs"
 	while read -r package version; do
 		for file in "$apt/archives/${package}_${version//:/%3a}"_*.deb; do
 			[ -f "$file" ] || fail "apt did not download $package $version"
 			echo "$file" >>"$work/$name.debs"
 		done
-	done <"$work/$name.packages"
+	done <"$made/$name.packages"
 }
 
 # unpack NAME TREE: the packages of download, unpacked (not configured) into a new tree with a merged /usr, without documentation.

@@ -58,8 +58,8 @@ static int make_image(const char *program, int guest, uint32_t memory_mib, const
 
 static void note_stages(struct series *s, const char *text) {
 	unsigned long us[STAGES];
-	if (sscanf(text, "read %lu us, vm %lu us, memory %lu us, devices %lu us, state %lu us, start %lu us", &us[0], &us[1], &us[2], &us[3], &us[4],
-		   &us[5]) == STAGES)
+	if (sscanf(text, "read %lu us, vm %lu us, memory %lu us, devices %lu us, state %lu us, start %lu us", &us[0], &us[1], &us[2],
+		   &us[3], &us[4], &us[5]) == STAGES)
 		for (int i = 0; i < STAGES; i++)
 			s->stages[i][s->count] = (double)us[i];
 }
@@ -147,7 +147,8 @@ int main(int argc, char **argv) {
 		fprintf(stderr, "bench-restore: cannot read the guest, or wrong number of samples\n");
 		return 2;
 	}
-	static struct series series[] = {{.name = "cold"}, {.name = "prepared", .prepare = true}, {.name = "image"}, {.name = "image.prepared", .prepare = true}};
+	static struct series series[] = {
+		{.name = "cold"}, {.name = "prepared", .prepare = true}, {.name = "image"}, {.name = "image.prepared", .prepare = true}};
 	struct image tiny, spread;
 	if (make_image(argv[1], guest, 128, "restored", &tiny) < 0 || make_image(argv[1], guest, 512, "spread 180", &spread) < 0)
 		return 1;

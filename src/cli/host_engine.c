@@ -40,7 +40,8 @@ bool host_engine_is_running(const char *home) {
 int host_engine_start(const char *home, const char *program, struct error *e) {
 	if (geteuid() != 0)
 		return error_set(e, -EPERM,
-				 "the engine on this host needs root for namespaces and jails: run 'sudo stasis up', or 'stasis up --machine' without root");
+				 "the engine on this host needs root for namespaces and jails: run 'sudo stasis up', or 'stasis up "
+				 "--machine' without root");
 	char launch[PATH_ROOM], config[PATH_ROOM], log[PATH_ROOM], pid_path[PATH_ROOM], text[32];
 	snprintf(launch, sizeof(launch), "%s/stasis-launch", program);
 	snprintf(config, sizeof(config), "%s/engine/config.json", home);

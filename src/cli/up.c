@@ -74,9 +74,9 @@ static int write_config(const struct settings *s, const struct up_options *o, bo
 	snprintf(artifacts, sizeof(artifacts), "%s:%ld", address, machine ? (long)PORT_BASE + 1 : o->port_base + 1);
 	snprintf(edge, sizeof(edge), "%s:%ld", address, machine ? (long)PORT_BASE + EDGE_OFFSET : o->port_base + EDGE_OFFSET);
 	snprintf(assets, sizeof(assets), "%s/assets", machine ? "/program" : s->program);
-	json_t *c = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s}", "apiListen", api, "artifactsListen", artifacts, "edgeListen", edge,
-			      "assetsFolder", assets, "edgePublicPort", (json_int_t)(o->port_base + EDGE_OFFSET), "region", s->region, "account",
-			      s->account, "accessKeyId", s->key_id, "secretAccessKey", s->key_secret);
+	json_t *c = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s}", "apiListen", api, "artifactsListen", artifacts, "edgeListen",
+			      edge, "assetsFolder", assets, "edgePublicPort", (json_int_t)(o->port_base + EDGE_OFFSET), "region", s->region,
+			      "account", s->account, "accessKeyId", s->key_id, "secretAccessKey", s->key_secret);
 	// Under emulation a second of native work takes far longer.
 	if (machine)
 		json_object_set_new(c, "defaultTimeoutScale", json_real(10.0));
@@ -100,7 +100,8 @@ static int wait_until_up(const struct settings *s, bool machine, struct error *e
 	uint64_t end = monotonic_ms() + START_TIMEOUT_MS;
 	while (!engine_answers(s, NULL)) {
 		if (monotonic_ms() > end)
-			return error_set(e, -ETIMEDOUT, "the engine did not answer at %s within %d s: see %s", s->api, START_TIMEOUT_MS / 1000,
+			return error_set(e, -ETIMEDOUT, "the engine did not answer at %s within %d s: see %s", s->api,
+					 START_TIMEOUT_MS / 1000,
 					 machine ? "the machine's console log ('stasis status' names it)" : "its log");
 		if (machine ? !machine_is_running(s->home) : !host_engine_is_running(s->home))
 			return error_set(e, -ESRCH, "the engine ended while it started: see %s/%s", s->home,
@@ -168,24 +169,24 @@ static void print_up(const struct cli *c) {
 		print_json(o);
 		json_decref(o);
 	} else {
-		printf("API        %s\nartifacts  %s\nendpoints  https://<id>.microvm.localhost:%s/\n", s->api, s->artifacts, strrchr(s->edge, ':') + 1);
+		printf("API        %s\nartifacts  %s\nendpoints  https://<id>.microvm.localhost:%s/\n", s->api, s->artifacts,
+		       strrchr(s->edge, ':') + 1);
 	}
 }
 
 int cmd_up(struct cli *c, int argc, char **argv) {
-	static const char help[] =
-		"usage: stasis up [options]\n"
-		"\n"
-		"Starts the engine and waits until it answers. Does nothing when it runs already.\n"
-		"\n"
-		"  --machine         in a virtual machine of its own, even if this host has usable KVM\n"
-		"  --host            on this host itself (as root)\n"
-		"  --memory MIB      of the machine (default: what is sensible for this host)\n"
-		"  --cpus N          of the machine (default: all)\n"
-		"  --port-base PORT  API at PORT, artifact store at PORT+1, endpoints at PORT+32 (default 7411)\n"
-		"  --json\n";
-	static const struct option options[] = {{"machine", no_argument, NULL, 'm'},	   {"host", no_argument, NULL, 'h'},
-						{"memory", required_argument, NULL, 'M'},  {"cpus", required_argument, NULL, 'c'},
+	static const char help[] = "usage: stasis up [options]\n"
+				   "\n"
+				   "Starts the engine and waits until it answers. Does nothing when it runs already.\n"
+				   "\n"
+				   "  --machine         in a virtual machine of its own, even if this host has usable KVM\n"
+				   "  --host            on this host itself (as root)\n"
+				   "  --memory MIB      of the machine (default: what is sensible for this host)\n"
+				   "  --cpus N          of the machine (default: all)\n"
+				   "  --port-base PORT  API at PORT, artifact store at PORT+1, endpoints at PORT+32 (default 7411)\n"
+				   "  --json\n";
+	static const struct option options[] = {{"machine", no_argument, NULL, 'm'},         {"host", no_argument, NULL, 'h'},
+						{"memory", required_argument, NULL, 'M'},    {"cpus", required_argument, NULL, 'c'},
 						{"port-base", required_argument, NULL, 'p'}, {0}};
 	struct up_options o = {.port_base = PORT_BASE};
 	int code = -1, which;
@@ -219,7 +220,8 @@ int cmd_up(struct cli *c, int argc, char **argv) {
 }
 
 int cmd_down(struct cli *c, int argc, char **argv) {
-	static const char help[] = "usage: stasis down\n\nSuspends the microVMs that run, then stops the engine (and its machine). They are there again after 'stasis up'.\n";
+	static const char help[] = "usage: stasis down\n\nSuspends the microVMs that run, then stops the engine (and its machine). They "
+				   "are there again after 'stasis up'.\n";
 	int code = -1;
 	if (next_option(c, argc, argv, "", NULL, help, &code) == -2)
 		return code;
@@ -279,8 +281,9 @@ int cmd_status(struct cli *c, int argc, char **argv) {
 }
 
 int cmd_doctor(struct cli *c, int argc, char **argv) {
-	static const char help[] = "usage: stasis doctor [--json]\n\nRuns a tiny guest on /dev/kvm and says how this host can run Stasis, and why.\n"
-				   "Exit code 0 when it can (natively or in the machine), 5 when it cannot.\n";
+	static const char help[] =
+		"usage: stasis doctor [--json]\n\nRuns a tiny guest on /dev/kvm and says how this host can run Stasis, and why.\n"
+		"Exit code 0 when it can (natively or in the machine), 5 when it cannot.\n";
 	int code = -1;
 	if (next_option(c, argc, argv, "", NULL, help, &code) == -2)
 		return code;
@@ -292,8 +295,9 @@ int cmd_doctor(struct cli *c, int argc, char **argv) {
 	bool usable = kvm_probe_is_usable(&probe), qemu = access("/usr/bin/qemu-system-x86_64", X_OK) == 0;
 	const char *mode = usable ? "host" : qemu ? "machine" : "none";
 	if (c->json) {
-		json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "mode", mode, "kvm", kvm_probe_state_name(probe.state), "reason", probe.reason,
-				      "remedy", probe.remedy, "createNs", (json_int_t)probe.create_ns, "runNs", (json_int_t)probe.run_ns);
+		json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "mode", mode, "kvm", kvm_probe_state_name(probe.state), "reason",
+				      probe.reason, "remedy", probe.remedy, "createNs", (json_int_t)probe.create_ns, "runNs",
+				      (json_int_t)probe.run_ns);
 		print_json(o);
 		json_decref(o);
 	} else {
@@ -302,8 +306,9 @@ int cmd_doctor(struct cli *c, int argc, char **argv) {
 		if (probe.remedy[0] != '\0')
 			printf("remedy     %s\n", probe.remedy);
 		printf("so         %s\n", usable ? "microVMs run on this host's KVM"
-				  : qemu ? "microVMs run in a machine of their own (QEMU emulates a host with KVM): everything works, 3 to 40 times slower"
-					 : "Stasis cannot run here: install QEMU (Debian: apt-get install qemu-system-x86)");
+					  : qemu ? "microVMs run in a machine of their own (QEMU emulates a host with KVM): everything "
+						   "works, 3 to 40 times slower"
+						 : "Stasis cannot run here: install QEMU (Debian: apt-get install qemu-system-x86)");
 	}
 	return strcmp(mode, "none") == 0 ? EXIT_UNUSABLE : EXIT_OK;
 }
@@ -344,9 +349,10 @@ int cmd_credentials(struct cli *c, int argc, char **argv) {
 }
 
 int cmd_machine(struct cli *c, int argc, char **argv) {
-	static const char help[] = "usage: stasis machine exec <command>\n\n"
-				   "Runs a shell command as root inside the machine, and ends with its exit code: for looking at the engine from inside.\n"
-				   "Its state lies in /var/lib/stasis there, its run-time files in /run/stasis.\n";
+	static const char help[] =
+		"usage: stasis machine exec <command>\n\n"
+		"Runs a shell command as root inside the machine, and ends with its exit code: for looking at the engine from inside.\n"
+		"Its state lies in /var/lib/stasis there, its run-time files in /run/stasis.\n";
 	int code = -1;
 	if (argc > 1 && strcmp(argv[1], "--help") == 0 && next_option(c, argc, argv, "", NULL, help, &code) == -2)
 		return code;

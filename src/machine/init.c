@@ -6,8 +6,8 @@
 // command line on the host decides what to do.
 //
 // Lines that start with "machine: " are read by the host (src/machine/machine.c): "machine: ready …", "machine: failed …", "machine: engine ended …".
-#include "machine/exec.h"
 #include "machine/init.h"
+#include "machine/exec.h"
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -169,7 +169,12 @@ static void follow_host_clock(void) {
 	struct rtc_time r;
 	if (fd < 0 || ioctl(fd, RTC_RD_TIME, &r) < 0)
 		return;
-	struct tm t = {.tm_sec = r.tm_sec, .tm_min = r.tm_min, .tm_hour = r.tm_hour, .tm_mday = r.tm_mday, .tm_mon = r.tm_mon, .tm_year = r.tm_year};
+	struct tm t = {.tm_sec = r.tm_sec,
+		       .tm_min = r.tm_min,
+		       .tm_hour = r.tm_hour,
+		       .tm_mday = r.tm_mday,
+		       .tm_mon = r.tm_mon,
+		       .tm_year = r.tm_year};
 	struct timespec host = {.tv_sec = timegm(&t)};
 	int64_t ahead = host.tv_sec - time(NULL);
 	if (ahead > CLOCK_STEP_S || ahead < -CLOCK_STEP_S) {
@@ -239,7 +244,8 @@ int main(void) {
 	say("ready", "");
 	int status = watch(engine, signals);
 	char text[64];
-	snprintf(text, sizeof(text), "%s %d", WIFSIGNALED(status) ? "by signal" : "with status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+	snprintf(text, sizeof(text), "%s %d", WIFSIGNALED(status) ? "by signal" : "with status",
+		 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 	say("engine ended", text);
 	end_everybody();
 	power_off();

@@ -55,7 +55,7 @@ static void load_module(char *line) {
 	if (fd < 0 && errno == ENOENT)
 		return;
 	if (fd < 0 || (syscall(SYS_finit_module, fd, parameters, 0) < 0 && errno != EEXIST)) {
-		/*T*/		// One of kvm-amd and kvm-intel never fits the CPU.
+		/*T*/ // One of kvm-amd and kvm-intel never fits the CPU.
 		if (strncmp(line, "kvm-", 4) != 0 || access("/dev/kvm", F_OK) != 0)
 			printf("machine: module %s: %s\n", line, strerror(errno));
 	}
@@ -174,7 +174,10 @@ static int copy_config(const struct init_options *o, struct error *e) {
 static int write_etc(const struct init_options *o, struct error *e) {
 	char passwd[256], group[256];
 	unsigned uid = (unsigned)o->uid;
-	snprintf(passwd, sizeof(passwd), "root:x:0:0:root:/root:/bin/sh\nstasis:x:%u:%u:Stasis:" INIT_STATE ":/usr/sbin/nologin\nnobody:x:65534:65534::/:/usr/sbin/nologin\n", uid, uid);
+	snprintf(passwd, sizeof(passwd),
+		 "root:x:0:0:root:/root:/bin/sh\nstasis:x:%u:%u:Stasis:" INIT_STATE
+		 ":/usr/sbin/nologin\nnobody:x:65534:65534::/:/usr/sbin/nologin\n",
+		 uid, uid);
 	snprintf(group, sizeof(group), "root:x:0:\nstasis:x:%u:\nnogroup:x:65534:\n", uid);
 	const struct {
 		const char *path, *text;
@@ -249,7 +252,8 @@ int init_root(const struct init_options *o, struct error *e) {
 	}
 	if ((code = link_usr(e)) < 0 || (code = copy_config(o, e)) < 0 || (code = write_etc(o, e)) < 0)
 		return code;
-	if (mount("/proc", NEW_ROOT "/proc", NULL, MS_MOVE, NULL) < 0 || mount("/dev", NEW_ROOT "/dev", NULL, MS_MOVE, NULL) < 0 || chdir(NEW_ROOT) < 0)
+	if (mount("/proc", NEW_ROOT "/proc", NULL, MS_MOVE, NULL) < 0 || mount("/dev", NEW_ROOT "/dev", NULL, MS_MOVE, NULL) < 0 ||
+	    chdir(NEW_ROOT) < 0)
 		return error_errno(e, "cannot move the machine's mounts");
 	// What the initramfs holds is memory; give it back before it is out of sight.
 	remove_tree("/modules", NULL);
@@ -280,7 +284,9 @@ static int check(const char *device, struct error *e) {
 	if (pid < 0 || waitpid(pid, &status, 0) < 0)
 		return error_errno(e, "cannot check the state disk");
 	if (!WIFEXITED(status) || (WEXITSTATUS(status) & ~3) != 0)
-		return error_set(e, -EIO, "the state disk is damaged and could not be repaired automatically (e2fsck -p: %d): run `e2fsck -y` on the file of the state disk while the machine is down",
+		return error_set(e, -EIO,
+				 "the state disk is damaged and could not be repaired automatically (e2fsck -p: %d): run `e2fsck -y` on "
+				 "the file of the state disk while the machine is down",
 				 WEXITSTATUS(status));
 	return 0;
 }
@@ -312,7 +318,8 @@ int init_state_disk(const struct init_options *o, struct error *e) {
 			return code;
 	}
 	// noinit_itable: the file on the host stays sparse.
-	int code = mount_one(&(struct mount_point){STATE_DEVICE, INIT_STATE, "ext4", "noinit_itable,discard", MS_NOSUID | MS_NODEV | MS_NOATIME}, e);
+	int code = mount_one(
+		&(struct mount_point){STATE_DEVICE, INIT_STATE, "ext4", "noinit_itable,discard", MS_NOSUID | MS_NODEV | MS_NOATIME}, e);
 	if (code < 0)
 		return code;
 	struct stat st;

@@ -77,7 +77,8 @@ static int check_port(uint16_t port, const char *what, struct error *e) {
 		return error_errno(e, "cannot make a socket");
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	if (bind(fd, (struct sockaddr *)&a, sizeof(a)) < 0 || listen(fd, 1) < 0)
-		return error_set(e, -errno, "port %u on 127.0.0.1 (%s) cannot be used: %s; end what uses it, or choose other ports", port, what, strerror(errno));
+		return error_set(e, -errno, "port %u on 127.0.0.1 (%s) cannot be used: %s; end what uses it, or choose other ports", port,
+				 what, strerror(errno));
 	return 0;
 }
 
@@ -100,12 +101,15 @@ static int choose_size(struct machine_options *o, struct error *e) {
 	if (o->memory_mib != 0 && o->memory_mib < 1024)
 		return error_set(e, -EINVAL, "%u MiB are too few for the machine: give it at least 1024", o->memory_mib);
 	if (o->memory_mib > available)
-		return error_set(e, -ENOMEM, "the machine shall have %u MiB of memory, but only %llu MiB are available", o->memory_mib, (unsigned long long)available);
+		return error_set(e, -ENOMEM, "the machine shall have %u MiB of memory, but only %llu MiB are available", o->memory_mib,
+				 (unsigned long long)available);
 	if (o->memory_mib == 0)
 		o->memory_mib = machine_default_memory(available);
 	if (o->memory_mib == 0)
-		return error_set(e, -ENOMEM, "the machine needs %u MiB of memory, only %llu MiB are available: end something, or set a smaller size (--memory)",
-				 MACHINE_MEMORY_LEAST_MIB, (unsigned long long)available);
+		return error_set(
+			e, -ENOMEM,
+			"the machine needs %u MiB of memory, only %llu MiB are available: end something, or set a smaller size (--memory)",
+			MACHINE_MEMORY_LEAST_MIB, (unsigned long long)available);
 	return 0;
 }
 
@@ -242,7 +246,8 @@ static int follow_start(const char *home, machine_progress progress, void *arg, 
 			return 0;
 		if (!running)
 			return explain_end(log != NULL ? log : "", path, e);
-		if (!user_space && log != NULL && (user_space = find_line(log, "machine: user space", text, sizeof(text))) && progress != NULL)
+		if (!user_space && log != NULL && (user_space = find_line(log, "machine: user space", text, sizeof(text))) &&
+		    progress != NULL)
 			progress(arg, "the machine's kernel is up");
 	}
 	return error_set(e, -ETIMEDOUT, "the machine did not start within %d s; its log: %s", START_TIMEOUT_MS / 1000, path);
@@ -256,8 +261,9 @@ static int find_kernel(const char *program, char to[QEMU_PATH_MAX], struct error
 static int launch(const struct machine_options *o, int lock, machine_progress progress, void *arg, struct error *e) {
 	char qemu[QEMU_PATH_MAX], kernel[QEMU_PATH_MAX], initrd[QEMU_PATH_MAX], folder[QEMU_PATH_MAX];
 	int code = qemu_find(qemu, e);
-	if (code < 0 || (code = find_kernel(o->program, kernel, e)) < 0 || (code = check_asset(o->program, "machine.initrd", initrd, e)) < 0 ||
-	    (code = check_host(o, e)) < 0 || (code = make_state_disk(o->home, progress, arg, e)) < 0 || (code = copy_certificates(o->home, e)) < 0 ||
+	if (code < 0 || (code = find_kernel(o->program, kernel, e)) < 0 ||
+	    (code = check_asset(o->program, "machine.initrd", initrd, e)) < 0 || (code = check_host(o, e)) < 0 ||
+	    (code = make_state_disk(o->home, progress, arg, e)) < 0 || (code = copy_certificates(o->home, e)) < 0 ||
 	    (code = path_of(o->home, "", folder, e)) < 0)
 		return code;
 	struct qemu_command command;

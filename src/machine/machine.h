@@ -12,16 +12,16 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define MACHINE_MEMORY_LEAST_MIB 4096u    // what the default never goes below
-#define MACHINE_MEMORY_MOST_MIB 16384u    // … nor above
+#define MACHINE_MEMORY_LEAST_MIB 4096u   // what the default never goes below
+#define MACHINE_MEMORY_MOST_MIB 16384u   // … nor above
 #define MACHINE_DISK_BYTES (64ull << 30) // sparse
 
 struct machine_options {
-	const char *home;    // $STASIS_HOME; has engine/config.json already
-	const char *program; // folder with the programs and assets/
-	unsigned memory_mib; // 0: 60 % of what the host has free, within the limits above
-	unsigned cpus;       // 0: all of the host's, at most 32
-	unsigned pool;       // slots that stasis-launch keeps ready; 0: its default
+	const char *home;                                               // $STASIS_HOME; has engine/config.json already
+	const char *program;                                            // folder with the programs and assets/
+	unsigned memory_mib;                                            // 0: 60 % of what the host has free, within the limits above
+	unsigned cpus;                                                  // 0: all of the host's, at most 32
+	unsigned pool;                                                  // slots that stasis-launch keeps ready; 0: its default
 	uint16_t api_port, artifacts_port, edge_port;                   // on the host's 127.0.0.1
 	uint16_t guest_api_port, guest_artifacts_port, guest_edge_port; // where the engine listens inside, on all addresses
 };
@@ -41,10 +41,10 @@ bool machine_is_running(const char *home);
 
 struct machine_status {
 	bool running;
-	pid_t pid;            // of QEMU
-	char state[32];       // QEMU's word for it: "running", "paused", "guest-panicked", …; empty when it does not say
-	uint64_t disk_bytes;  // that the state disk occupies on the host
-	uint64_t memory_kib;  // resident
+	pid_t pid;           // of QEMU
+	char state[32];      // QEMU's word for it: "running", "paused", "guest-panicked", …; empty when it does not say
+	uint64_t disk_bytes; // that the state disk occupies on the host
+	uint64_t memory_kib; // resident
 };
 
 int machine_status(const char *home, struct machine_status *ret, struct error *e);

@@ -36,18 +36,24 @@ static const struct {
 	int capability;
 	const char *name;
 } needed[] = {
-	{KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"},       {KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP"},
-	{KVM_CAP_EXT_CPUID, "KVM_CAP_EXT_CPUID"},           {KVM_CAP_IRQFD, "KVM_CAP_IRQFD"},
-	{KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD"},           {KVM_CAP_MP_STATE, "KVM_CAP_MP_STATE"},
-	{KVM_CAP_VCPU_EVENTS, "KVM_CAP_VCPU_EVENTS"},       {KVM_CAP_XSAVE, "KVM_CAP_XSAVE"},
-	{KVM_CAP_XCRS, "KVM_CAP_XCRS"},                     {KVM_CAP_ADJUST_CLOCK, "KVM_CAP_ADJUST_CLOCK"},
+	{KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"},
+	{KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP"},
+	{KVM_CAP_EXT_CPUID, "KVM_CAP_EXT_CPUID"},
+	{KVM_CAP_IRQFD, "KVM_CAP_IRQFD"},
+	{KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD"},
+	{KVM_CAP_MP_STATE, "KVM_CAP_MP_STATE"},
+	{KVM_CAP_VCPU_EVENTS, "KVM_CAP_VCPU_EVENTS"},
+	{KVM_CAP_XSAVE, "KVM_CAP_XSAVE"},
+	{KVM_CAP_XCRS, "KVM_CAP_XCRS"},
+	{KVM_CAP_ADJUST_CLOCK, "KVM_CAP_ADJUST_CLOCK"},
 	{KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"},
 };
 
 const char *kvm_probe_state_name(enum kvm_probe_state state) {
 	static const char *const names[] = {
-		[KVM_USABLE] = "usable",           [KVM_ABSENT] = "absent",     [KVM_NO_PERMISSION] = "no-permission", [KVM_TOO_OLD] = "too-old",
-		[KVM_PARAVIRTUAL] = "paravirtual", [KVM_TOO_SLOW] = "too-slow", [KVM_BROKEN] = "broken",
+		[KVM_USABLE] = "usable",   [KVM_ABSENT] = "absent",           [KVM_NO_PERMISSION] = "no-permission",
+		[KVM_TOO_OLD] = "too-old", [KVM_PARAVIRTUAL] = "paravirtual", [KVM_TOO_SLOW] = "too-slow",
+		[KVM_BROKEN] = "broken",
 	};
 	return (size_t)state < sizeof(names) / sizeof(names[0]) ? names[state] : "unknown";
 }
@@ -70,7 +76,8 @@ static void lay_out(uint8_t *memory) {
 	put64(memory, PROBE_GDT + PROBE_CODE_SELECTOR, 0x00af9b000000ffffull);
 	put64(memory, PROBE_GDT + PROBE_DATA_SELECTOR, 0x00cf93000000ffffull);
 	uint64_t handler = PROBE_CODE + (uint64_t)(probe_guest_breakpoint - probe_guest_start);
-	put64(memory, PROBE_IDT + 3 * 16, (handler & 0xffff) | (uint64_t)PROBE_CODE_SELECTOR << 16 | 0x8e00ull << 32 | (handler >> 16) << 48);
+	put64(memory, PROBE_IDT + 3 * 16,
+	      (handler & 0xffff) | (uint64_t)PROBE_CODE_SELECTOR << 16 | 0x8e00ull << 32 | (handler >> 16) << 48);
 	put64(memory, PROBE_IDT + 3 * 16 + 8, handler >> 32);
 	memcpy(memory + PROBE_CODE, probe_guest_start, (size_t)(probe_guest_end - probe_guest_start));
 }
@@ -79,10 +86,8 @@ static int set_registers(int vcpu) {
 	struct kvm_sregs s;
 	if (ioctl(vcpu, KVM_GET_SREGS, &s) < 0)
 		return -errno;
-	struct kvm_segment code = {
-		.limit = 0xffffffff, .selector = PROBE_CODE_SELECTOR, .type = 11, .present = 1, .l = 1, .s = 1, .g = 1};
-	struct kvm_segment data = {
-		.limit = 0xffffffff, .selector = PROBE_DATA_SELECTOR, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1};
+	struct kvm_segment code = {.limit = 0xffffffff, .selector = PROBE_CODE_SELECTOR, .type = 11, .present = 1, .l = 1, .s = 1, .g = 1};
+	struct kvm_segment data = {.limit = 0xffffffff, .selector = PROBE_DATA_SELECTOR, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1};
 	s.cs = code;
 	s.ds = s.es = s.fs = s.gs = s.ss = data;
 	s.gdt = (struct kvm_dtable){.base = PROBE_GDT, .limit = 0x17};
@@ -176,13 +181,15 @@ static bool has_kvm_pvm(void) {
 }
 
 static const char *step_name(uint32_t step) {
-	static const char *const doing[] = {"its first instruction", "cmpxchg16b", "int3 and iretq", "xsave and xrstor", "a loop", "a loop", "its end"};
+	static const char *const doing[] = {
+		"its first instruction", "cmpxchg16b", "int3 and iretq", "xsave and xrstor", "a loop", "a loop", "its end"};
 	return step < sizeof(doing) / sizeof(doing[0]) ? doing[step] : "nothing known";
 }
 
 static void explain(const char *path, const struct report *r, struct kvm_probe_result *ret) {
-	static const char machine[] = "nothing need be done: Stasis runs in a machine of its own (slower). With hardware virtualisation passed "
-				      "through to this host it runs natively";
+	static const char machine[] =
+		"nothing need be done: Stasis runs in a machine of its own (slower). With hardware virtualisation passed "
+		"through to this host it runs natively";
 	ret->state = r->state;
 	ret->create_ns = r->create_ns;
 	ret->run_ns = r->run_ns;
@@ -192,41 +199,49 @@ static void explain(const char *path, const struct report *r, struct kvm_probe_r
 		snprintf(ret->reason, sizeof(ret->reason), "%s works: a test guest ran in %.2f ms", path, (double)r->run_ns / 1e6);
 		return;
 	case KVM_ABSENT:
-		snprintf(ret->reason, sizeof(ret->reason), "there is no usable %s (%s): no hardware virtualisation, or its kernel module is not loaded", path,
+		snprintf(ret->reason, sizeof(ret->reason),
+			 "there is no usable %s (%s): no hardware virtualisation, or its kernel module is not loaded", path,
 			 strerror(r->code));
-		snprintf(ret->remedy, sizeof(ret->remedy), "on hardware: turn on SVM or VT-x in the firmware and load kvm-amd or kvm-intel; otherwise %s",
-			 machine);
+		snprintf(ret->remedy, sizeof(ret->remedy),
+			 "on hardware: turn on SVM or VT-x in the firmware and load kvm-amd or kvm-intel; otherwise %s", machine);
 		return;
 	case KVM_NO_PERMISSION:
-		snprintf(ret->reason, sizeof(ret->reason), "%s exists but may not be opened by user %u (%s)", path, (unsigned)geteuid(), strerror(r->code));
-		snprintf(ret->remedy, sizeof(ret->remedy), "add yourself to the group that owns it (`ls -l %s`; on Debian: `adduser $USER kvm`), or run as root", path);
+		snprintf(ret->reason, sizeof(ret->reason), "%s exists but may not be opened by user %u (%s)", path, (unsigned)geteuid(),
+			 strerror(r->code));
+		snprintf(ret->remedy, sizeof(ret->remedy),
+			 "add yourself to the group that owns it (`ls -l %s`; on Debian: `adduser $USER kvm`), or run as root", path);
 		return;
 	case KVM_TOO_OLD:
 		snprintf(ret->reason, sizeof(ret->reason), "KVM of this kernel is too old: %s is missing", r->what);
-		snprintf(ret->remedy, sizeof(ret->remedy), "use Linux 6.1 or newer; until then Stasis runs in a machine of its own (slower)");
+		snprintf(ret->remedy, sizeof(ret->remedy),
+			 "use Linux 6.1 or newer; until then Stasis runs in a machine of its own (slower)");
 		return;
 	case KVM_PARAVIRTUAL:
-		snprintf(ret->reason, sizeof(ret->reason), "%s runs paravirtual guests only%s: an ordinary 64-bit test guest failed at %s (%s %s)", path,
+		snprintf(ret->reason, sizeof(ret->reason),
+			 "%s runs paravirtual guests only%s: an ordinary 64-bit test guest failed at %s (%s %s)", path,
 			 has_kvm_pvm() ? " (kvm_pvm)" : "", step_name(r->step), r->code != 0 ? "KVM_RUN:" : "exit reason",
-			 r->code != 0                                     ? strerror(r->code)
-			 : r->exit_reason == KVM_EXIT_INTERNAL_ERROR      ? "internal error: cannot emulate"
-			 : r->exit_reason == KVM_EXIT_SHUTDOWN            ? "shutdown: triple fault"
-			 : r->exit_reason == KVM_EXIT_IO                  ? "wrong result"
-									  : "unexpected");
+			 r->code != 0                                ? strerror(r->code)
+			 : r->exit_reason == KVM_EXIT_INTERNAL_ERROR ? "internal error: cannot emulate"
+			 : r->exit_reason == KVM_EXIT_SHUTDOWN       ? "shutdown: triple fault"
+			 : r->exit_reason == KVM_EXIT_IO             ? "wrong result"
+								     : "unexpected");
 		snprintf(ret->remedy, sizeof(ret->remedy), "%s", machine);
 		return;
 	case KVM_TOO_SLOW:
 		if (r->run_ns == 0)
-			snprintf(ret->reason, sizeof(ret->reason), "%s is too slow%s: a test guest that needs less than 1 ms on hardware did not end in %d ms", path,
+			snprintf(ret->reason, sizeof(ret->reason),
+				 "%s is too slow%s: a test guest that needs less than 1 ms on hardware did not end in %d ms", path,
 				 has_kvm_pvm() ? " (kvm_pvm interprets its instructions)" : "", KVM_PROBE_DEADLINE_MS);
 		else
-			snprintf(ret->reason, sizeof(ret->reason), "%s is too slow%s: a test guest that needs less than 1 ms on hardware took %.0f ms", path,
+			snprintf(ret->reason, sizeof(ret->reason),
+				 "%s is too slow%s: a test guest that needs less than 1 ms on hardware took %.0f ms", path,
 				 has_kvm_pvm() ? " (kvm_pvm interprets its instructions)" : "", (double)r->run_ns / 1e6);
 		snprintf(ret->remedy, sizeof(ret->remedy), "%s", machine);
 		return;
 	case KVM_BROKEN:
 		snprintf(ret->reason, sizeof(ret->reason), "%s does not work: %s: %s", path, r->what, strerror(r->code));
-		snprintf(ret->remedy, sizeof(ret->remedy), "see `dmesg | grep -i kvm`; until then Stasis runs in a machine of its own (slower)");
+		snprintf(ret->remedy, sizeof(ret->remedy),
+			 "see `dmesg | grep -i kvm`; until then Stasis runs in a machine of its own (slower)");
 		return;
 	}
 }

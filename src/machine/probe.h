@@ -14,12 +14,12 @@
 
 enum kvm_probe_state {
 	KVM_USABLE,
-	KVM_ABSENT,         // no /dev/kvm
-	KVM_NO_PERMISSION,  // it cannot be opened by this user
-	KVM_TOO_OLD,        // API version or a capability is missing
-	KVM_PARAVIRTUAL,    // the guest failed: it runs paravirtual guests only, or its emulation is incomplete
-	KVM_TOO_SLOW,       // the guest ran, or did not end before the deadline, at an interpreter's speed
-	KVM_BROKEN,         // KVM itself refused something
+	KVM_ABSENT,        // no /dev/kvm
+	KVM_NO_PERMISSION, // it cannot be opened by this user
+	KVM_TOO_OLD,       // API version or a capability is missing
+	KVM_PARAVIRTUAL,   // the guest failed: it runs paravirtual guests only, or its emulation is incomplete
+	KVM_TOO_SLOW,      // the guest ran, or did not end before the deadline, at an interpreter's speed
+	KVM_BROKEN,        // KVM itself refused something
 };
 
 struct kvm_probe_result {

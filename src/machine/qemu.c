@@ -13,13 +13,13 @@
 #include <unistd.h>
 
 // What EPYC-v3 has and TCG does not, named so that QEMU does not warn about each.
-#define CPU                                                                                                                              \
+#define CPU                                                                                                                               \
 	"EPYC-v3,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-perfctr-core,-clzero,-xsaveerptr,-ibpb," \
 	"-nrip-save,-xsavec,-xsaves"
 
 // mitigations=off: speculation is the host's affair, the code of the machine is translated. tsc=reliable: TCG's TSC is the host's clock on every
 // CPU. rcu_expedited: grace periods, which KVM and network namespaces wait for, take microseconds instead of ticks.
-#define KERNEL_COMMAND                                                                                                                    \
+#define KERNEL_COMMAND                                                                                                                     \
 	"console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check rcupdate.rcu_expedited=1 audit=0 nowatchdog apparmor=0 " \
 	"random.trust_cpu=on"
 
@@ -67,7 +67,9 @@ static void add_disk(struct qemu_command *c, const char *home) {
 
 static void add_network(struct qemu_command *c, const struct machine_options *o) {
 	add(c, "-netdev");
-	add(c, "user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:%u-10.0.2.15:%u,hostfwd=tcp:127.0.0.1:%u-10.0.2.15:%u,hostfwd=tcp:127.0.0.1:%u-10.0.2.15:%u",
+	add(c,
+	    "user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:%u-10.0.2.15:%u,hostfwd=tcp:127.0.0.1:%u-10.0.2.15:%u,hostfwd=tcp:127.0.0.1:%u-10."
+	    "0.2.15:%u",
 	    o->api_port, o->guest_api_port, o->artifacts_port, o->guest_artifacts_port, o->edge_port, o->guest_edge_port);
 	add(c, "-device");
 	add(c, "virtio-net-pci,netdev=net,romfile=");
@@ -108,9 +110,21 @@ static void add_kernel(struct qemu_command *c, const struct machine_options *o, 
 int qemu_command_build(const struct machine_options *o, const char *qemu, const char *kernel, const char *initrd, struct qemu_command *ret,
 		       struct error *e) {
 	static const char *const fixed[] = {
-		"-M",       "q35",           "-accel",    "tcg,thread=multi", "-cpu",     CPU,  "-nodefaults",
-		"-no-user-config", "-no-reboot", "-display", "none",           "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-device",  "virtio-rng-pci",
+		"-M",
+		"q35",
+		"-accel",
+		"tcg,thread=multi",
+		"-cpu",
+		CPU,
+		"-nodefaults",
+		"-no-user-config",
+		"-no-reboot",
+		"-display",
+		"none",
+		"-sandbox",
+		"on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-device",
+		"virtio-rng-pci",
 	};
 	char config[QEMU_PATH_MAX];
 	*ret = (struct qemu_command){.count = 0};
@@ -150,7 +164,8 @@ int find_executable(const char *name, char *to, size_t size) {
 	char *rest = NULL;
 	for (char *folder = strtok_r(folders, ":", &rest); folder != NULL; folder = strtok_r(NULL, ":", &rest)) {
 		struct stat st;
-		if (folder[0] == '/' && snprintf(to, size, "%s/%s", folder, name) < (int)size && stat(to, &st) == 0 && S_ISREG(st.st_mode) && access(to, X_OK) == 0)
+		if (folder[0] == '/' && snprintf(to, size, "%s/%s", folder, name) < (int)size && stat(to, &st) == 0 &&
+		    S_ISREG(st.st_mode) && access(to, X_OK) == 0)
 			return 0;
 	}
 	return -ENOENT;
@@ -159,7 +174,9 @@ int find_executable(const char *name, char *to, size_t size) {
 int qemu_find(char *to, struct error *e) {
 	if (find_executable("qemu-system-x86_64", to, QEMU_PATH_MAX) == 0)
 		return 0;
-	return error_set(e, -ENOENT, "qemu-system-x86_64 is not installed: Stasis needs it on hosts without usable KVM (Debian: `apt-get install qemu-system-x86`)");
+	return error_set(e, -ENOENT,
+			 "qemu-system-x86_64 is not installed: Stasis needs it on hosts without usable KVM (Debian: `apt-get install "
+			 "qemu-system-x86`)");
 }
 
 unsigned machine_default_memory(uint64_t available_mib) {

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 struct ended_job {
 	struct microvm *m;
@@ -84,6 +85,40 @@ void microvm_attach(struct microvm *m) {
 	const struct events_handler handler = {.exited = on_exited, .arg = m};
 	if (events_start(m->en->watcher, m->slot.vsock, &m->app_log, &handler, &m->events, &e) < 0)
 		log_warn("microvm.events", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
+}
+
+struct attach_job {
+	struct microvm *m;
+	uint64_t incarnation;
+	struct stages stages;
+};
+
+static void run_attach_job(void *arg) {
+	struct attach_job *job = arg;
+	struct microvm *m = job->m;
+	usleep(ATTACH_DELAY_MS * 1000);
+	stages_flush(m->en, &job->stages);
+	microvm_begin(m);
+	pthread_mutex_lock(&m->lock);
+	bool wanted = m->state == STATE_RUNNING && m->incarnation == job->incarnation;
+	pthread_mutex_unlock(&m->lock);
+	if (wanted && m->watch == 0 && m->events == NULL)
+		microvm_attach(m);
+	microvm_end(m);
+	microvm_unref(m);
+	free(job);
+}
+
+void microvm_attach_later(struct microvm *m, const struct stages *stages) {
+	struct attach_job *job = malloc(sizeof(*job));
+	if (job != NULL) {
+		*job = (struct attach_job){.m = microvm_ref(m), .incarnation = m->incarnation, .stages = *stages};
+		if (worker_submit(run_attach_job, job) == 0)
+			return;
+		microvm_unref(m);
+		free(job);
+	}
+	microvm_attach(m); // at once, then
 }
 
 void microvm_detach(struct microvm *m) {

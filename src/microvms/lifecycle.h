@@ -32,6 +32,7 @@ enum microvm_state { STATE_PENDING, STATE_RUNNING, STATE_SUSPENDING, STATE_SUSPE
 #define APP_LOG_LIMIT (8 * 1024 * 1024)
 
 #define AGENT_REPLY_MS 30000
+#define ATTACH_DELAY_MS 300
 #define DRAIN_MS 5000      // how long a suspend waits for requests that are being answered
 #define EXIT_GRACE_MS 1000 // between the application's end and that of its microVM
 
@@ -138,7 +139,9 @@ int microvm_hook_result(struct microvm *m, struct agent *a, enum image_hook hook
 json_t *microvm_hook_request(struct microvm *m, enum image_hook hook, const char *body);
 
 // attach.c: follows the VMM and the application of a microVM that runs ---------------------------------------------------------
-void microvm_attach(struct microvm *m);
+void microvm_attach(struct microvm *m); // with the operation held
+// The same a moment later, and then the stages are stored too: neither is urgent, and the first requests need the processors now.
+void microvm_attach_later(struct microvm *m, const struct stages *stages);
 void microvm_detach(struct microvm *m);
 void microvms_on_slot_ended(void *arg, const char *vmm, int wait_status); // from stasis-launch; arg: engine
 

@@ -143,8 +143,7 @@ int microvm_resume_now(struct microvm *m, struct error *e) {
 	}
 	microvm_settle(m, NULL);
 	remove_snapshot(m);
-	microvm_attach(m);
-	stages_flush(m->en, &stages);
+	microvm_attach_later(m, &stages);
 	return 0;
 }
 

@@ -120,7 +120,7 @@ static void run_run_job(void *arg) {
 	int r = launch(m, job->payload, &stages, reason);
 	microvm_settle(m, NULL);
 	if (r == 0) {
-		microvm_attach(m);
+		microvm_attach_later(m, &stages);
 	} else if (wait_recorded(m, NULL) < 0) {
 		slot_end(m->en, &m->slot);
 		remove_tree(m->folder, NULL);
@@ -131,7 +131,8 @@ static void run_run_job(void *arg) {
 			snprintf(reason, sizeof(reason), "%s", m->slot.client.reason);
 		microvm_abort(m, reason);
 	}
-	stages_flush(m->en, &stages);
+	if (r < 0)
+		stages_flush(m->en, &stages);
 	microvm_end(m);
 	microvm_unref(m);
 	run_job_free(job);

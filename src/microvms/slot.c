@@ -115,6 +115,9 @@ int slot_restore_image(struct engine *en, struct slot *s, const struct slot_rest
 		size_t own = nfds;
 		slot_image_devices(&request.devices, files[0], files[1], files[2], fds, &nfds);
 		r = vmm_restore(&s->client, &request, fds, nfds, e);
+		if (r == 0)
+			log_debug("vmm.restored", LOG_S("vmm", s->vmm), LOG_U("us", s->client.nanoseconds / 1000),
+				  LOG_S("parts", s->client.text));
 		nfds = own; // those of the disks are in `files` as well
 	}
 	close_all(fds, nfds);

@@ -104,6 +104,7 @@ static int call_vmm(struct vmm *v, struct vmm_header *h, size_t size, const int 
 			break;
 	}
 	v->nanoseconds = a->reply.nanoseconds;
+	memcpy(v->text, a->reply.text, sizeof(v->text));
 	if (a->reply.result < 0)
 		return error_set(e, a->reply.result, "the VMM refused to %s: %s", request_name(h->kind),
 				 a->reply.text[0] != '\0' ? a->reply.text : strerror(-a->reply.result));

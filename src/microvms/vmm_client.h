@@ -19,6 +19,7 @@ struct vmm {
 	char reason[VMM_REPLY_TEXT_MAX]; // of the end, for people
 	uint32_t state;                  // enum vmm_state of the last reply
 	uint64_t nanoseconds;            // that the VMM spent on the last request
+	char text[VMM_REPLY_TEXT_MAX];   // what it said about the last request: how a restore's time was spent
 };
 
 // Milliseconds for requests that only turn a switch, and for those that move memory.

@@ -56,14 +56,28 @@ int store_add_microvm(struct store *s, const struct store_microvm *r, struct err
 	return done < 0 ? done : 0;
 }
 
-int store_update_microvm(struct store *s, const struct store_microvm *r, struct error *e) {
-	DB_LOCKED(s);
+static int update(struct store *s, const struct store_microvm *r, struct error *e) {
 	int n = db_exec(s, e,
 			"UPDATE microvms SET state=?, state_reason=?, started_ms=?, terminated_ms=?, suspended_at_ms=?, vmm=? WHERE id=?",
 			"ssiiiss", r->state, r->state_reason, r->started_ms, r->terminated_ms, r->suspended_at_ms, r->vmm, r->id);
 	if (n < 0)
 		return n;
 	return n == 0 ? error_set(e, -ENOENT, "no such microVM: %s", r->id) : 0;
+}
+
+int store_update_microvm(struct store *s, const struct store_microvm *r, struct error *e) {
+	DB_LOCKED(s);
+	return update(s, r, e);
+}
+
+int store_update_microvm_soon(struct store *s, const struct store_microvm *r, struct error *e) {
+	DB_LOCKED(s);
+	int result = db_set_flush(s, false, e);
+	if (result < 0)
+		return result;
+	result = update(s, r, e);
+	int flush = db_set_flush(s, true, result < 0 ? NULL : e);
+	return result < 0 ? result : flush;
 }
 
 static int get(struct store *s, const char *sql, const char *types, const char *a, const char *b, struct store_microvm *ret,

@@ -107,6 +107,9 @@ int store_finish_build(struct store *s, const struct store_image *i, const struc
 
 int store_add_microvm(struct store *s, const struct store_microvm *r, struct error *e);
 int store_update_microvm(struct store *s, const struct store_microvm *r, struct error *e); // state, reason, times, vmm
+// The same without waiting for the disk: it survives a crash of the daemon at once, a power cut only from the next flushed change on. For the
+// changes after which a power cut leads to the same end either way (a microVM that runs, or is being suspended, ends with its host).
+int store_update_microvm_soon(struct store *s, const struct store_microvm *r, struct error *e);
 int store_get_microvm(struct store *s, const char *id, struct store_microvm *ret, struct error *e);
 int store_get_microvm_by_endpoint(struct store *s, const char *endpoint, struct store_microvm *ret, struct error *e);
 

@@ -1,7 +1,7 @@
 // What the VMM's core asks of an architecture. One folder below arch/ implements this; nothing else in the VMM knows which one it is.
 //
 // Calls come in this order: arch_host_probe() once; arch_memory_layout(), [the core registers the memory], arch_vm_create(),
-// arch_vcpu_create() for each vCPU; then either arch_boot() or arch_load(); then the vCPUs run. arch_save() needs them stopped.
+// [the core creates the vCPUs]; then either arch_boot() or arch_load(); then the vCPUs run. arch_save() needs them stopped.
 #pragma once
 
 #include "base/error.h"
@@ -39,7 +39,8 @@ void arch_memory_layout(uint64_t size, struct memory *ret);
 // Interrupt controller and what else belongs to a VM. The core has registered the memory.
 int arch_vm_create(struct vm *vm, struct error *e);
 void arch_vm_destroy(struct vm *vm);
-int arch_vcpu_create(struct vcpu *vcpu, struct error *e);
+// VMM_PREPARE: does in advance what a boot or a restore is likely to need.
+int arch_vcpu_prepare(struct vcpu *vcpu, struct error *e);
 
 // Loads kernel and initrd (a descriptor of an empty file: none), writes the tables that describe the VM, and sets the first vCPU at the
 // kernel's entry.

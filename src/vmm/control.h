@@ -86,7 +86,7 @@ struct vmm_restore {
 	uint32_t flags;
 	uint32_t memory_layers;     // 1: the image's; 2: image's and this microVM's own
 	struct vmm_devices devices; // must match the state file, but for the descriptors, sizes of read-only blocks, console_limit, and
-				    // VMM_BLOCK_LAYERED: a disk that was written in place may come back as the base of a layer
+		// VMM_BLOCK_LAYERED: a disk that was written in place may come back as the base of a layer
 };
 
 enum vmm_snapshot_flags {

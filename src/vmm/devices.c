@@ -70,10 +70,12 @@ static int create_other(struct vm *vm, unsigned line, uint32_t kind, const struc
 static int check_config(const struct vmm_devices *config, size_t fd_count, struct error *e) {
 	size_t wanted = 0;
 	if (config->block_count > VMM_BLOCKS_MAX)
-		return error_set(e, -EINVAL, "a microVM cannot have %u disks: at most %u are possible", config->block_count, VMM_BLOCKS_MAX);
+		return error_set(e, -EINVAL, "a microVM cannot have %u disks: at most %u are possible", config->block_count,
+				 VMM_BLOCKS_MAX);
 	for (unsigned i = 0; i < config->block_count; i++) {
 		uint32_t flags = config->blocks[i].flags;
-		if ((flags & ~(uint32_t)(VMM_BLOCK_READ_ONLY | VMM_BLOCK_LAYERED)) != 0 || flags == (VMM_BLOCK_READ_ONLY | VMM_BLOCK_LAYERED))
+		if ((flags & ~(uint32_t)(VMM_BLOCK_READ_ONLY | VMM_BLOCK_LAYERED)) != 0 ||
+		    flags == (VMM_BLOCK_READ_ONLY | VMM_BLOCK_LAYERED))
 			return error_set(e, -EINVAL, "disk %u has flags 0x%x, which do not go together", i, flags);
 		wanted += (flags & VMM_BLOCK_LAYERED) != 0 ? 2 : 1;
 	}
@@ -173,17 +175,17 @@ static const char *kind_name(uint32_t kind) {
 
 static int check_device(unsigned i, const struct vm_device *has, const struct vm_device *saved, struct error *e) {
 	if (has->kind != saved->kind)
-		return error_set(e, -EINVAL, "wrong devices: the snapshot's device %u is a %s, the request has a %s", i, kind_name(saved->kind),
-				 kind_name(has->kind));
+		return error_set(e, -EINVAL, "wrong devices: the snapshot's device %u is a %s, the request has a %s", i,
+				 kind_name(saved->kind), kind_name(has->kind));
 	if (memcmp(has->serial, saved->serial, sizeof(has->serial)) != 0)
 		return has->kind == VM_DEVICE_BLOCK
-			       ? error_set(e, -EINVAL, "wrong disk: the snapshot's disk %u is '%.20s', the request has '%.20s'", i, saved->serial,
-					   has->serial)
+			       ? error_set(e, -EINVAL, "wrong disk: the snapshot's disk %u is '%.20s', the request has '%.20s'", i,
+					   saved->serial, has->serial)
 			       : error_set(e, -EINVAL, "wrong %s: its address differs from the snapshot's", kind_name(has->kind));
 	// A disk that was written in place becomes the base of clones, each with a layer of its own: only read-only must stay what it was.
 	if (((has->flags ^ saved->flags) & VMM_BLOCK_READ_ONLY) != 0)
-		return error_set(e, -EINVAL, "wrong disk: '%.20s' has flags 0x%x in the snapshot, 0x%x in the request", has->serial, saved->flags,
-				 has->flags);
+		return error_set(e, -EINVAL, "wrong disk: '%.20s' has flags 0x%x in the snapshot, 0x%x in the request", has->serial,
+				 saved->flags, has->flags);
 	if (has->size != saved->size && (has->flags & VMM_BLOCK_READ_ONLY) == 0)
 		return error_set(e, -EINVAL, "wrong disk: '%.20s' has %llu bytes in the snapshot, %llu in the request", has->serial,
 				 (unsigned long long)saved->size, (unsigned long long)has->size);

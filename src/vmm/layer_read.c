@@ -13,8 +13,8 @@
 #define XXH_STATIC_LINKING_ONLY // the state may lie on the stack: the library is linked statically
 #include <xxhash.h>
 
-// Mapping an extent costs about as much as reading this many pages of it, and what was written once is likely to be written again.
-#define READ_PAGES_MAX 64
+// Mapping an extent costs as much as reading some pages of it, and what was written once is likely to be touched again.
+#define READ_PAGES_MAX 16
 #define READ_VECTORS 256
 // A mapping per extent: the kernel allows 65530 for a process (vm.max_map_count), and each costs.
 #define BASE_EXTENTS_MAX 16384
@@ -49,7 +49,8 @@ static int check_header(const struct stasis_layer_header *h, uint64_t file_bytes
 	return 0;
 }
 
-static int check_extent(const struct stasis_layer_extent *x, uint64_t *next_page, uint64_t data_at, uint64_t file_bytes, const struct memory *m) {
+static int check_extent(const struct stasis_layer_extent *x, uint64_t *next_page, uint64_t data_at, uint64_t file_bytes,
+			const struct memory *m) {
 	if (x->page_count == 0 || x->first_page < *next_page || x->page_count > page_count(m) || x->first_page > UINT64_MAX / PAGE_BYTES)
 		return -EBADMSG;
 	if (memory_at(m, x->first_page * PAGE_BYTES, x->page_count * PAGE_BYTES) == NULL)
@@ -72,7 +73,8 @@ int memory_layer_check_table(const void *table, uint64_t table_size, uint64_t fi
 	if (r < 0)
 		return r;
 	if (table_size != sizeof(h) + h.extent_count * sizeof(struct stasis_layer_extent))
-		return error_set(e, -EBADMSG, "the memory layer is cut off: its table has %llu extents", (unsigned long long)h.extent_count);
+		return error_set(e, -EBADMSG, "the memory layer is cut off: its table has %llu extents",
+				 (unsigned long long)h.extent_count);
 	if (h.checksum != checksum_of(table, table_size))
 		return error_set(e, -EBADMSG, "the memory layer is damaged: the checksum of its table is wrong");
 	uint64_t next = 0;
@@ -86,7 +88,7 @@ int memory_layer_check_table(const void *table, uint64_t table_size, uint64_t fi
 }
 
 int memory_layer_read_table(int fd, const struct memory *m, struct stasis_layer_header *ret, struct stasis_layer_extent **ret_extents,
-		     struct error *e) {
+			    struct error *e) {
 	struct stat st;
 	if (fstat(fd, &st) < 0)
 		return error_errno(e, "cannot examine the memory layer");
@@ -102,7 +104,8 @@ int memory_layer_read_table(int fd, const struct memory *m, struct stasis_layer_
 		return r;
 	uint64_t table_size = sizeof(h) + h.extent_count * sizeof(struct stasis_layer_extent);
 	if (table_size > file_bytes)
-		return error_set(e, -EBADMSG, "the memory layer is cut off: its table has %llu extents", (unsigned long long)h.extent_count);
+		return error_set(e, -EBADMSG, "the memory layer is cut off: its table has %llu extents",
+				 (unsigned long long)h.extent_count);
 	cleanup_free uint8_t *table = malloc(table_size);
 	if (table == NULL)
 		return error_set(e, -ENOMEM, "out of memory reading a memory layer");
@@ -122,9 +125,8 @@ static int map_extent(const struct memory *m, int fd, const struct stasis_layer_
 	uint64_t bytes = x->page_count * PAGE_BYTES;
 	void *at = memory_at(m, x->first_page * PAGE_BYTES, bytes);
 	int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
-	void *got = x->kind == STASIS_EXTENT_DATA
-			    ? mmap(at, (size_t)bytes, PROT_READ | PROT_WRITE, flags, fd, (off_t)x->offset)
-			    : mmap(at, (size_t)bytes, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
+	void *got = x->kind == STASIS_EXTENT_DATA ? mmap(at, (size_t)bytes, PROT_READ | PROT_WRITE, flags, fd, (off_t)x->offset)
+						  : mmap(at, (size_t)bytes, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
 	return got == at ? 0 : error_errno(e, "cannot map a memory layer of %llu pages", (unsigned long long)x->page_count);
 }
 
@@ -146,7 +148,8 @@ static int read_batch_run(struct read_batch *b, struct error *e) {
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got <= 0)
-			return got < 0 ? error_errno(e, "cannot read the memory layer") : error_set(e, -EBADMSG, "the memory layer is cut off");
+			return got < 0 ? error_errno(e, "cannot read the memory layer")
+				       : error_set(e, -EBADMSG, "the memory layer is cut off");
 		b->offset += (uint64_t)got;
 		while (left > 0 && (size_t)got >= v->iov_len) {
 			got -= (ssize_t)v->iov_len;
@@ -208,8 +211,8 @@ static int restore_base(struct layers *l, const struct memory *m, int fd, const 
 	if (memcmp(h.base_id, none, sizeof(none)) != 0)
 		return error_set(e, -EINVAL, "the first memory layer is a difference; give the image's layer first");
 	if (h.extent_count > BASE_EXTENTS_MAX)
-		return error_set(e, -EBADMSG, "the memory layer has %llu extents, at most %u can be mapped", (unsigned long long)h.extent_count,
-				 BASE_EXTENTS_MAX);
+		return error_set(e, -EBADMSG, "the memory layer has %llu extents, at most %u can be mapped",
+				 (unsigned long long)h.extent_count, BASE_EXTENTS_MAX);
 	for (uint64_t i = 0; i < h.extent_count; i++)
 		if (l->base[i].kind == STASIS_EXTENT_DATA) {
 			r = map_extent(m, fd, &l->base[i], e);
@@ -253,7 +256,7 @@ static int restore_own(struct layers *l, const struct memory *m, int fd, const u
 }
 
 int memory_layers_restore(struct layers *l, struct memory *m, const int *fds, unsigned count, const uint8_t (*ids)[STASIS_ID_BYTES],
-		   struct error *e) {
+			  struct error *e) {
 	if (count == 0 || count > LAYERS_MAX)
 		return error_set(e, -EINVAL, "a microVM has 1 to %u memory layers, not %u", LAYERS_MAX, count);
 	memcpy(l->ids, ids, count * sizeof(l->ids[0]));

@@ -16,7 +16,10 @@
 #define XXH_STATIC_LINKING_ONLY // the state may lie on the stack: the library is linked statically
 #include <xxhash.h>
 
-#define FULL_EXTENTS 256       // each is one mmap() at restore
+// Each is one mmap() at restore: 5 us natively, 200 us inside the machine. Of a freshly booted Debian kernel 17000 pages make 270 runs; in 32
+// extents there are 4 % of zero pages between them, which are holes in the file.
+#define FULL_EXTENTS 32
+#define FULL_GAP 32              // closed in any case
 #define DIFFERENCE_EXTENTS 65536 // read in batches at restore, so there may be many
 #define GAP_MAX 65536
 #define PAGEMAP_CHUNK 4096
@@ -95,7 +98,8 @@ static int look_at_region(struct plan *p, const struct memory_region *r, uint64_
 		if (got < 0)
 			return error_set(e, got, "cannot read /proc/self/pagemap: %s", strerror(-got));
 		for (uint64_t i = 0; i < n; i++)
-			look_at_page(p, first_index + at + i, r->host + (at + i) * PAGE_BYTES, p->pagemap_fd < 0 ? PAGEMAP_PRESENT : entries[i]);
+			look_at_page(p, first_index + at + i, r->host + (at + i) * PAGE_BYTES,
+				     p->pagemap_fd < 0 ? PAGEMAP_PRESENT : entries[i]);
 	}
 	return 0;
 }
@@ -128,8 +132,9 @@ static bool next_run(const uint64_t *set, uint64_t *at, uint64_t end, uint64_t *
 	return true;
 }
 
-// Closes the shortest gaps between stored runs until there are at most `most` of them (as far as gaps up to GAP_MAX pages allow).
-static int close_gaps(struct plan *p, uint64_t most, struct error *e) {
+// Closes the gaps between stored runs up to `close` pages, and longer ones until there are at most `most` runs (as far as gaps up to GAP_MAX
+// pages allow).
+static int close_gaps(struct plan *p, uint64_t close, uint64_t most, struct error *e) {
 	cleanup_free uint32_t *gaps = calloc(GAP_MAX + 1, sizeof(uint32_t));
 	if (gaps == NULL)
 		return error_set(e, -ENOMEM, "out of memory writing a memory layer");
@@ -144,7 +149,8 @@ static int close_gaps(struct plan *p, uint64_t most, struct error *e) {
 		}
 		region_start = end;
 	}
-	uint64_t close = 0;
+	for (uint64_t g = 1; g <= close; g++)
+		runs -= gaps[g];
 	while (runs > most && close < GAP_MAX)
 		runs -= gaps[++close];
 	if (close == 0)
@@ -179,9 +185,7 @@ static int add_extent(struct plan *p, uint64_t first_page, uint64_t pages, uint3
 
 // What kind of extent a page belongs to; a gap that was closed is data, also where it is zero.
 static uint32_t kind_of(const struct plan *p, uint64_t index) {
-	return page_set_has(p->data, index)			  ? STASIS_EXTENT_DATA
-	       : p->zero != NULL && page_set_has(p->zero, index) ? STASIS_EXTENT_ZERO
-								 : 0;
+	return page_set_has(p->data, index) ? STASIS_EXTENT_DATA : p->zero != NULL && page_set_has(p->zero, index) ? STASIS_EXTENT_ZERO : 0;
 }
 
 static int form_extents(struct plan *p, struct error *e) {
@@ -225,7 +229,8 @@ static int write_batch_run(struct write_batch *b, struct error *e) {
 		if (put < 0 && errno == EINTR)
 			continue;
 		if (put <= 0)
-			return put < 0 ? error_errno(e, "cannot write the memory layer") : error_set(e, -EIO, "cannot write the memory layer");
+			return put < 0 ? error_errno(e, "cannot write the memory layer")
+				       : error_set(e, -EIO, "cannot write the memory layer");
 		b->offset += (uint64_t)put;
 		while (left > 0 && (size_t)put >= v->iov_len) {
 			put -= (ssize_t)v->iov_len;
@@ -332,21 +337,21 @@ static int write_plan(struct plan *p, int fd, const uint8_t *id, struct error *e
 }
 
 int memory_layer_write(const struct layers *l, const struct memory *m, int pagemap_fd, int fd, bool difference,
-		uint8_t ret_id[static STASIS_ID_BYTES], struct error *e) {
+		       uint8_t ret_id[static STASIS_ID_BYTES], struct error *e) {
 	if (difference && l->count == 0)
 		return error_set(e, -EINVAL, "this microVM was booted, not restored: there is no layer that its memory could differ from");
 	if (difference && pagemap_fd < 0)
 		return error_set(e, -ENOTSUP,
-				 "cannot tell which pages were written: /proc/self/pagemap was not there when the VMM started; mount /proc in its jail");
+				 "cannot tell which pages were written: /proc/self/pagemap was not there when the VMM started; mount /proc "
+				 "in its jail");
 	if (getrandom(ret_id, STASIS_ID_BYTES, 0) != STASIS_ID_BYTES)
 		return error_errno(e, "cannot make an identity for the memory layer");
-	__attribute__((cleanup(plan_free))) struct plan p = {
-		.layers = l, .memory = m, .pagemap_fd = pagemap_fd, .difference = difference};
+	__attribute__((cleanup(plan_free))) struct plan p = {.layers = l, .memory = m, .pagemap_fd = pagemap_fd, .difference = difference};
 	int r = plan_prepare(&p, e);
 	if (r == 0)
 		r = look_at_memory(&p, e);
 	if (r == 0)
-		r = close_gaps(&p, difference ? DIFFERENCE_EXTENTS : FULL_EXTENTS, e);
+		r = difference ? close_gaps(&p, 0, DIFFERENCE_EXTENTS, e) : close_gaps(&p, FULL_GAP, FULL_EXTENTS, e);
 	if (r == 0)
 		r = form_extents(&p, e);
 	return r < 0 ? r : write_plan(&p, fd, ret_id, e);

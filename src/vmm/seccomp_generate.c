@@ -5,8 +5,8 @@
 #include <linux/fs.h>
 #include <linux/if_tun.h>
 #include <linux/kvm.h>
-#include <seccomp.h>
 #include <sched.h>
+#include <seccomp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,13 +15,13 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#define CHECK(call)                                                                                 \
-	do {                                                                                        \
-		int check_r = (call);                                                               \
-		if (check_r < 0) {                                                                  \
-			fprintf(stderr, "seccomp_generate: %s: %s\n", #call, strerror(-check_r));   \
-			exit(1);                                                                    \
-		}                                                                                   \
+#define CHECK(call)                                                                               \
+	do {                                                                                      \
+		int check_r = (call);                                                             \
+		if (check_r < 0) {                                                                \
+			fprintf(stderr, "seccomp_generate: %s: %s\n", #call, strerror(-check_r)); \
+			exit(1);                                                                  \
+		}                                                                                 \
 	} while (0)
 
 static void allow_all(scmp_filter_ctx f) {
@@ -32,7 +32,7 @@ static void allow_all(scmp_filter_ctx f) {
 
 // The request's number is 32 bits wide; what a caller puts above is ignored by the kernel.
 static void allow_ioctls(scmp_filter_ctx f) {
-#define ALLOW(name)                                                                                 \
+#define ALLOW(name) \
 	CHECK(seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1_32(SCMP_CMP_MASKED_EQ, 0xffffffff, (uint32_t)(name))));
 	SECCOMP_IOCTLS(ALLOW)
 #undef ALLOW
@@ -51,7 +51,8 @@ static void allow_with_conditions(scmp_filter_ctx f) {
 	CHECK(seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(fcntl), 1, SCMP_A1(SCMP_CMP_EQ, 2 /* F_SETFD */)));
 	CHECK(seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(fcntl), 1, SCMP_A1(SCMP_CMP_EQ, 1030 /* F_DUPFD_CLOEXEC */)));
 	CHECK(seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME)));
-	CHECK(seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, 0x53564d41 /* PR_SET_VMA: names of malloc's */)));
+	CHECK(seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(prctl), 1,
+			       SCMP_A0(SCMP_CMP_EQ, 0x53564d41 /* PR_SET_VMA: names of malloc's */)));
 }
 
 static void write_header(const char *path, const unsigned char *bpf, size_t size) {

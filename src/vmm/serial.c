@@ -12,7 +12,7 @@ enum register_offset { DATA, INTERRUPT_ENABLE, INTERRUPT_ID, LINE_CONTROL, MODEM
 #define LCR_DIVISOR 0x80
 #define MCR_BITS 0x1f
 #define MCR_LOOP 0x10
-#define LSR_EMPTY 0x60 // holding register and transmitter
+#define LSR_EMPTY 0x60     // holding register and transmitter
 #define MSR_CONNECTED 0xb0 // carrier detect, data set ready, clear to send
 
 static uint8_t modem_status(const struct serial *s) {
@@ -106,7 +106,7 @@ bool serial_write(struct serial *s, struct console *c, unsigned port, uint8_t va
 
 void serial_save(const struct serial *s, struct writer *w) {
 	uint8_t bytes[SERIAL_SAVE_BYTES] = {s->interrupt_enable, s->line_control, s->modem_control, s->scratch,
-					    s->fifo_control,	 s->divisor_low,  s->divisor_high,  s->transmit_pending};
+					    s->fifo_control,     s->divisor_low,  s->divisor_high,  s->transmit_pending};
 	write_bytes(w, bytes, sizeof(bytes));
 }
 

@@ -137,15 +137,16 @@ static int check_header(const uint8_t *data, size_t size, uint32_t architecture,
 	if (memcmp(h.magic, STASIS_STATE_MAGIC, sizeof(h.magic)) != 0)
 		return error_set(e, -EBADMSG, "this is not a state file of Stasis");
 	if (h.version == 0 || h.version > STASIS_STATE_VERSION)
-		return error_set(e, -EPROTONOSUPPORT, "the state file has format version %u, this VMM reads up to %u: use a newer Stasis", h.version,
-				 STASIS_STATE_VERSION);
+		return error_set(e, -EPROTONOSUPPORT, "the state file has format version %u, this VMM reads up to %u: use a newer Stasis",
+				 h.version, STASIS_STATE_VERSION);
 	if (h.architecture != architecture)
 		return error_set(e, -ENOEXEC, "the snapshot is for %s, this host is %s", architecture_name(h.architecture),
 				 architecture_name(architecture));
 	if (h.file_bytes > size)
 		return error_set(e, -EBADMSG, "the state file is cut off: %zu of %llu bytes", size, (unsigned long long)h.file_bytes);
 	if (h.file_bytes != size)
-		return error_set(e, -EBADMSG, "the state file is damaged: %zu bytes instead of %llu", size, (unsigned long long)h.file_bytes);
+		return error_set(e, -EBADMSG, "the state file is damaged: %zu bytes instead of %llu", size,
+				 (unsigned long long)h.file_bytes);
 	if (h.checksum != checksum_of(data, size))
 		return error_set(e, -EBADMSG, "the state file is damaged: its checksum is wrong");
 	return 0;

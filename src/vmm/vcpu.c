@@ -152,8 +152,8 @@ void vcpus_run(struct vm *vm) {
 		vm->vcpus[i].parked = false;
 	}
 	atomic_store_explicit(&vm->run_wanted, true, memory_order_release);
-	pthread_cond_broadcast(&vm->run_changed);
 	pthread_mutex_unlock(&vm->run_lock);
+	pthread_cond_broadcast(&vm->run_changed); // after the lock: who wakes needs it
 }
 
 void vcpus_stop(struct vm *vm) {

@@ -53,8 +53,8 @@ struct vm_host {
 	int kvm_fd;
 	int tap_fd;
 	int vsock_fd;
-	int pagemap_fd; // -1: there was no /proc
-	int statm_fd;   // likewise
+	int pagemap_fd;  // -1: there was no /proc
+	int statm_fd;    // likewise
 	size_t run_size; // of struct kvm_run's mapping
 	struct arch_host *arch;
 	struct loop *loop;
@@ -78,10 +78,10 @@ struct vm {
 	pthread_mutex_t run_lock;
 	pthread_cond_t run_changed, parked_changed;
 	_Atomic bool run_wanted;
-	bool spoiled;  // a boot or restore has failed half-way
-	bool quiesced; // devices are quiet since a snapshot
+	bool spoiled;        // a boot or restore has failed half-way
+	bool quiesced;       // devices are quiet since a snapshot
 	bool generation_due; // the guest has not been told yet that its generation ID changed
-	uint64_t paused_at; // monotonic_ns; 0: never
+	uint64_t paused_at;  // monotonic_ns; 0: never
 
 	enum vmm_state state;
 	int exited_fd; // eventfd: a vCPU thread has set `exit`
@@ -92,7 +92,9 @@ struct vm {
 
 // vm.c: the shell of a VM
 void vm_init(struct vm *vm, struct vm_host *host);
-// Creates the KVM VM with memory, interrupt controller and parked vCPU threads. Sizes are checked. A half-made shell is unusable: the process
+// KVM's VM, still without anything, and the first vCPU's thread.
+int vm_create_empty(struct vm *vm, struct error *e);
+// Gives it memory, interrupt controller and vCPUs, whose threads are parked. Sizes are checked. A half-made shell is unusable: the process
 // has to end.
 int vm_create_shell(struct vm *vm, uint32_t memory_mib, uint32_t vcpus, struct error *e);
 void vm_lock(void *vm);

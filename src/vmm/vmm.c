@@ -26,10 +26,12 @@ int vmm_prepare(struct vm *vm, uint32_t memory_mib, uint32_t vcpus, struct error
 	if (vm->state != VMM_STATE_EMPTY || vm->spoiled)
 		return error_set(e, -EALREADY, "this VMM is prepared already");
 	int r = vm_create_shell(vm, memory_mib, vcpus, e);
+	for (unsigned i = 0; i < vm->vcpu_count && r == 0; i++)
+		r = arch_vcpu_prepare(&vm->vcpus[i], e);
 	if (r == 0)
 		vm->state = VMM_STATE_PREPARED;
 	else
-		vm->spoiled = vm->fd >= 0;
+		vm->spoiled = vm->memory.size != 0;
 	return r;
 }
 
@@ -39,8 +41,8 @@ static int need_shell(struct vm *vm, uint32_t memory_mib, uint32_t vcpus, struct
 		return vm_create_shell(vm, memory_mib, vcpus, e);
 	if (vm->memory.size == (uint64_t)memory_mib << 20 && vm->vcpu_count == vcpus)
 		return 0;
-	return error_set(e, -EINVAL, "this VMM is prepared for %" PRIu64 " MiB and %u vCPUs, the microVM has %u MiB and %u", vm->memory.size >> 20,
-			 vm->vcpu_count, memory_mib, vcpus);
+	return error_set(e, -EINVAL, "this VMM is prepared for %" PRIu64 " MiB and %u vCPUs, the microVM has %u MiB and %u",
+			 vm->memory.size >> 20, vm->vcpu_count, memory_mib, vcpus);
 }
 
 static void start(struct vm *vm) {
@@ -107,9 +109,11 @@ struct stages {
 };
 
 static void describe_timing(const struct stages *t, char *to, size_t room) {
-	snprintf(to, room, "read %" PRIu64 " us, vm %" PRIu64 " us, memory %" PRIu64 " us, devices %" PRIu64 " us, state %" PRIu64 " us, start %" PRIu64 " us",
-		 (t->parsed - t->from) / 1000, (t->shell - t->parsed) / 1000, (t->memory - t->shell) / 1000, (t->devices - t->memory) / 1000,
-		 (t->state - t->devices) / 1000, (t->done - t->state) / 1000);
+	snprintf(to, room,
+		 "read %" PRIu64 " us, vm %" PRIu64 " us, memory %" PRIu64 " us, devices %" PRIu64 " us, state %" PRIu64
+		 " us, start %" PRIu64 " us",
+		 (t->parsed - t->from) / 1000, (t->shell - t->parsed) / 1000, (t->memory - t->shell) / 1000,
+		 (t->devices - t->memory) / 1000, (t->state - t->devices) / 1000, (t->done - t->state) / 1000);
 }
 
 struct restore_fds {
@@ -135,7 +139,8 @@ static int restore_parts(struct vm *vm, const struct vmm_restore *request, const
 	}
 	r = memory_layers_restore(&vm->layers, &vm->memory, fds->layers, saved.layers, saved.ids, e);
 	t->memory = monotonic_ns();
-	int made = devices_create(vm, &request->devices, &(struct vm_device_fds){.fds = fds->disks, .count = fds->disk_count}, r < 0 ? NULL : e);
+	int made = devices_create(vm, &request->devices, &(struct vm_device_fds){.fds = fds->disks, .count = fds->disk_count},
+				  r < 0 ? NULL : e);
 	if (r == 0)
 		r = made;
 	if (r == 0)
@@ -156,8 +161,8 @@ int vmm_restore(struct vm *vm, const struct vmm_restore *request, int *fds, size
 	if (r == 0 && (request->memory_layers == 0 || request->memory_layers > LAYERS_MAX))
 		r = error_set(e, -EINVAL, "a microVM has 1 to %u memory layers, not %u", LAYERS_MAX, request->memory_layers);
 	if (r == 0 && fd_count < request->memory_layers + 2)
-		r = error_set(e, -EINVAL, "to restore needs state, %u memory layers and console log; %zu descriptors came", request->memory_layers,
-			      fd_count);
+		r = error_set(e, -EINVAL, "to restore needs state, %u memory layers and console log; %zu descriptors came",
+			      request->memory_layers, fd_count);
 	if (r == 0 && (request->flags & ~(uint32_t)(VMM_RESTORE_CLONE | VMM_RESTORE_PAUSED)) != 0)
 		r = error_set(e, -EINVAL, "the request has unknown flags 0x%x", request->flags);
 	__attribute__((cleanup(state_file_free))) struct state_file f = {.owned = NULL};

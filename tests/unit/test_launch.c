@@ -12,7 +12,8 @@
 #include <cmocka.h>
 
 static struct launch_take good_take(void) {
-	return (struct launch_take){.header = {LAUNCH_MAGIC, LAUNCH_TAKE, 7}, .egress = LAUNCH_EGRESS_INTERNET, .vcpus = 2, .memory_bytes = 1ull << 31};
+	return (struct launch_take){
+		.header = {LAUNCH_MAGIC, LAUNCH_TAKE, 7}, .egress = LAUNCH_EGRESS_INTERNET, .vcpus = 2, .memory_bytes = 1ull << 31};
 }
 
 static int parse(const void *data, size_t size) {
@@ -69,8 +70,14 @@ static void test_values_out_of_range(void **state) {
 }
 
 static void test_names(void **state) {
-	static const char *const bad[] = {"", ".", "..", "../../etc", "6f1c3f0e-52ab-4b6e-9a3b-0123456789a", "6F1C3F0E-52AB-4B6E-9A3B-0123456789AB",
-					  "6f1c3f0e-52ab-4b6e-9a3b-0123456789abc", "6f1c3f0e/52ab-4b6e-9a3b-0123456789ab"};
+	static const char *const bad[] = {"",
+					  ".",
+					  "..",
+					  "../../etc",
+					  "6f1c3f0e-52ab-4b6e-9a3b-0123456789a",
+					  "6F1C3F0E-52AB-4B6E-9A3B-0123456789AB",
+					  "6f1c3f0e-52ab-4b6e-9a3b-0123456789abc",
+					  "6f1c3f0e/52ab-4b6e-9a3b-0123456789ab"};
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		struct launch_end end = {.header = {LAUNCH_MAGIC, LAUNCH_END, 8}};
 		snprintf(end.vmm, sizeof(end.vmm), "%s", bad[i]);
@@ -89,7 +96,15 @@ static void test_networks(void **state) {
 	assert_int_equal(network_parse("10.0.2.3", &n), 0);
 	assert_int_equal(n.prefix, 32);
 	assert_int_equal(network_parse("0.0.0.0/0", &n), 0);
-	static const char *const bad[] = {"", "10.0.2", "10.0.2.1/24", "10.0.2.0/33", "10.0.2.0/", "10.0.2.0/-1", "10.0.2.0/2x", "::1", "1000.0.0.0",
+	static const char *const bad[] = {"",
+					  "10.0.2",
+					  "10.0.2.1/24",
+					  "10.0.2.0/33",
+					  "10.0.2.0/",
+					  "10.0.2.0/-1",
+					  "10.0.2.0/2x",
+					  "::1",
+					  "1000.0.0.0",
 					  "10.0.2.0/240000000000000000"};
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
 		assert_int_equal(network_parse(bad[i], &n), -EINVAL);
@@ -97,8 +112,11 @@ static void test_networks(void **state) {
 
 int main(void) {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_good_messages), cmocka_unit_test(test_every_cut_is_refused), cmocka_unit_test(test_values_out_of_range),
-		cmocka_unit_test(test_names),	      cmocka_unit_test(test_networks),
+		cmocka_unit_test(test_good_messages),
+		cmocka_unit_test(test_every_cut_is_refused),
+		cmocka_unit_test(test_values_out_of_range),
+		cmocka_unit_test(test_names),
+		cmocka_unit_test(test_networks),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

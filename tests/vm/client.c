@@ -52,7 +52,8 @@ int vmm_spawn(struct vmm *v, const char *program, int tap, int vsock) {
 	*v = (struct vmm){.sock = -1, .console = memory_file("console")};
 	int listener = listen_anywhere(SOCK_SEQPACKET, &a, &size);
 	int own_vsock = vsock >= 0 ? fcntl(vsock, F_DUPFD_CLOEXEC, 0) : listen_anywhere(SOCK_STREAM, &unused, &unused_size);
-	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), own_tap = tap >= 0 ? fcntl(tap, F_DUPFD_CLOEXEC, 0) : open("/dev/null", O_RDWR | O_CLOEXEC);
+	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC),
+	    own_tap = tap >= 0 ? fcntl(tap, F_DUPFD_CLOEXEC, 0) : open("/dev/null", O_RDWR | O_CLOEXEC);
 	int fds[4] = {listener, own_vsock, kvm, own_tap};
 	if (listener < 0 || own_vsock < 0 || kvm < 0 || own_tap < 0 || v->console < 0)
 		return -errno;
@@ -246,15 +247,16 @@ int guest_image(const char *path) {
 		unsigned at, bytes;
 		uint64_t value;
 	} fields[] = {
-		{0x1f1, 1, 1},	      {0x1fe, 2, 0xaa55},   {0x201, 1, 0x66},	{0x206, 2, 0x20f},    {0x211, 1, 1},	{0x22c, 4, 0x7fffffff},
-		{0x230, 4, 0x200000}, {0x234, 1, 0},	    {0x236, 2, 1},	{0x238, 4, 2047},     {0x258, 8, 0x100000}, {0x260, 4, 0x100000},
+		{0x1f1, 1, 1},        {0x1fe, 2, 0xaa55}, {0x201, 1, 0x66}, {0x206, 2, 0x20f}, {0x211, 1, 1},        {0x22c, 4, 0x7fffffff},
+		{0x230, 4, 0x200000}, {0x234, 1, 0},      {0x236, 2, 1},    {0x238, 4, 2047},  {0x258, 8, 0x100000}, {0x260, 4, 0x100000},
 	};
 	memcpy(head + 0x202, "HdrS", 4);
 	for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++)
 		memcpy(head + fields[i].at, &fields[i].value, fields[i].bytes);
 	int fd = memory_file("guest");
 	static const uint8_t padding[4096];
-	if (fd < 0 || write_full(fd, head, sizeof(head)) < 0 || write_full(fd, guest, size) < 0 || write_full(fd, padding, sizeof(padding)) < 0)
+	if (fd < 0 || write_full(fd, head, sizeof(head)) < 0 || write_full(fd, guest, size) < 0 ||
+	    write_full(fd, padding, sizeof(padding)) < 0)
 		return -1;
 	free(guest);
 	return fd;

@@ -126,9 +126,9 @@ static void wait_for_restore(void) {
 
 // Four lives, each with its own writes; after each restore everything before has to be there.
 static void do_lives(void) {
-	fill(32 * MIB, 500, 1, 10);  // contiguous
-	fill(40 * MIB, 200, 3, 11);  // scattered
-	fill(48 * MIB, 300, 1, 12);  // will be zeroed later
+	fill(32 * MIB, 500, 1, 10); // contiguous
+	fill(40 * MIB, 200, 3, 11); // scattered
+	fill(48 * MIB, 300, 1, 12); // will be zeroed later
 	put("life 0\n");
 	for (u64 life = 1;; life++) {
 		wait_for_restore();

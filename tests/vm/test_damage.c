@@ -140,8 +140,8 @@ static void test_unknown_section(void **state) {
 }
 
 static void test_missing_sections(void **state) {
-	static const uint32_t tags[] = {STASIS_SECTION_MEMORY, STASIS_SECTION_DEVICES, STASIS_SECTION_VIRTIO, STASIS_SECTION_SERIAL, STASIS_SECTION_CPUID,
-					STASIS_SECTION_CLOCK,  STASIS_SECTION_IOAPIC,  STASIS_SECTION_VCPU};
+	static const uint32_t tags[] = {STASIS_SECTION_MEMORY, STASIS_SECTION_DEVICES, STASIS_SECTION_VIRTIO, STASIS_SECTION_SERIAL,
+					STASIS_SECTION_CPUID,  STASIS_SECTION_CLOCK,   STASIS_SECTION_IOAPIC, STASIS_SECTION_VCPU};
 	for (size_t i = 0; i < sizeof(tags) / sizeof(tags[0]); i++) {
 		struct vmm_reply reply;
 		uint32_t instance = 77;
@@ -151,8 +151,8 @@ static void test_missing_sections(void **state) {
 }
 
 static void test_sections_cut_off(void **state) {
-	static const uint32_t tags[] = {STASIS_SECTION_MEMORY, STASIS_SECTION_DEVICES, STASIS_SECTION_VIRTIO, STASIS_SECTION_SERIAL, STASIS_SECTION_CPUID,
-					STASIS_SECTION_CLOCK,  STASIS_SECTION_IOAPIC,  STASIS_SECTION_VCPU};
+	static const uint32_t tags[] = {STASIS_SECTION_MEMORY, STASIS_SECTION_DEVICES, STASIS_SECTION_VIRTIO, STASIS_SECTION_SERIAL,
+					STASIS_SECTION_CPUID,  STASIS_SECTION_CLOCK,   STASIS_SECTION_IOAPIC, STASIS_SECTION_VCPU};
 	for (size_t i = 0; i < sizeof(tags) / sizeof(tags[0]); i++) {
 		struct vmm_reply reply;
 		size_t size = 0, at = section_at(tags[i], &size);
@@ -274,18 +274,12 @@ static void test_disk_full(void **state) {
 int main(int argc, char **argv) {
 	vm_test_start(argc, argv);
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_every_byte_flipped),
-		cmocka_unit_test(test_every_length),
-		cmocka_unit_test(test_newer_version),
-		cmocka_unit_test(test_other_architecture),
-		cmocka_unit_test(test_unknown_section),
-		cmocka_unit_test(test_missing_sections),
-		cmocka_unit_test(test_sections_cut_off),
-		cmocka_unit_test(test_cpu_without_a_feature),
-		cmocka_unit_test(test_other_vendor),
-		cmocka_unit_test(test_random_vcpu_state),
-		cmocka_unit_test(test_damaged_layer),
-		cmocka_unit_test(test_cut_off_layer),
+		cmocka_unit_test(test_every_byte_flipped), cmocka_unit_test(test_every_length),
+		cmocka_unit_test(test_newer_version),      cmocka_unit_test(test_other_architecture),
+		cmocka_unit_test(test_unknown_section),    cmocka_unit_test(test_missing_sections),
+		cmocka_unit_test(test_sections_cut_off),   cmocka_unit_test(test_cpu_without_a_feature),
+		cmocka_unit_test(test_other_vendor),       cmocka_unit_test(test_random_vcpu_state),
+		cmocka_unit_test(test_damaged_layer),      cmocka_unit_test(test_cut_off_layer),
 		cmocka_unit_test(test_disk_full),
 	};
 	return cmocka_run_group_tests(tests, make_image, NULL);

@@ -33,9 +33,7 @@ static void test_smallest_memory(void **state) {
 }
 
 static void test_sizes_out_of_range(void **state) {
-	static const struct {
-		uint32_t memory, vcpus;
-	} cases[] = {{0, 1}, {3, 1}, {UINT32_MAX, 1}, {64, 0}, {64, 33}, {64, UINT32_MAX}};
+	static const struct { uint32_t memory, vcpus; } cases[] = {{0, 1}, {3, 1}, {UINT32_MAX, 1}, {64, 0}, {64, 33}, {64, UINT32_MAX}};
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		struct vmm v;
 		struct vmm_reply reply;

@@ -161,19 +161,19 @@ static uint64_t write_fadt(struct table_writer *t, uint64_t dsdt) {
 	static const uint8_t zeros[128];
 	struct writer *w = &t->w;
 	begin(t, "FACP", 6);
-	write_u32(w, 0);            // FACS
+	write_u32(w, 0); // FACS
 	write_u32(w, (uint32_t)dsdt);
-	write_bytes(w, zeros, 65);  // 44..108: fixed hardware, which does not exist
+	write_bytes(w, zeros, 65); // 44..108: fixed hardware, which does not exist
 	write_u16(w, NO_VGA | NO_MSI | NO_RTC);
 	write_u8(w, 0);
 	write_u32(w, HW_REDUCED | RESET_REGISTER | NO_POWER_BUTTON | NO_SLEEP_BUTTON | WBINVD);
 	write_port_register(w, PORT_RESET);
 	write_u8(w, RESET_VALUE);
-	write_u16(w, 0);            // ARM
-	write_u8(w, 5);             // minor version
-	write_u64(w, 0);            // FACS
+	write_u16(w, 0); // ARM
+	write_u8(w, 5);  // minor version
+	write_u64(w, 0); // FACS
 	write_u64(w, dsdt);
-	write_bytes(w, zeros, 96);  // 148..243: fixed hardware
+	write_bytes(w, zeros, 96); // 148..243: fixed hardware
 	write_port_register(w, PORT_SLEEP_CONTROL);
 	write_port_register(w, PORT_SLEEP_STATUS);
 	write_bytes(w, "STASISVM", 8); // hypervisor vendor

@@ -47,8 +47,8 @@ static const struct word words[] = {
 
 // Leaves that say nothing to a guest.
 static const uint32_t hidden_leaves[] = {
-	0x5,	    0xa,	0xf,	    0x10,	0x12,	    0x14,	0x15,	    0x16,	0x1d,	    0x1e,
-	0x1f,	    0x23,	0x8000000a, 0x8000001b, 0x8000001c, 0x8000001f, 0x80000020, 0x80000022, 0x80000026, 0x40000010,
+	0x5,  0xa,  0xf,        0x10,       0x12,       0x14,       0x15,       0x16,       0x1d,       0x1e,
+	0x1f, 0x23, 0x8000000a, 0x8000001b, 0x8000001c, 0x8000001f, 0x80000020, 0x80000022, 0x80000026, 0x40000010,
 };
 
 struct name {
@@ -59,33 +59,110 @@ struct name {
 };
 
 static const struct name names[] = {
-	{0x1, 0, ECX, 0, "sse3"},	 {0x1, 0, ECX, 1, "pclmulqdq"},	  {0x1, 0, ECX, 9, "ssse3"},	    {0x1, 0, ECX, 12, "fma"},
-	{0x1, 0, ECX, 13, "cx16"},	 {0x1, 0, ECX, 17, "pcid"},	  {0x1, 0, ECX, 19, "sse4_1"},	    {0x1, 0, ECX, 20, "sse4_2"},
-	{0x1, 0, ECX, 21, "x2apic"},	 {0x1, 0, ECX, 22, "movbe"},	  {0x1, 0, ECX, 23, "popcnt"},	    {0x1, 0, ECX, 24, "tsc_deadline"},
-	{0x1, 0, ECX, 25, "aes"},	 {0x1, 0, ECX, 26, "xsave"},	  {0x1, 0, ECX, 28, "avx"},	    {0x1, 0, ECX, 29, "f16c"},
-	{0x1, 0, ECX, 30, "rdrand"},	 {0x7, 0, EBX, 0, "fsgsbase"},	  {0x7, 0, EBX, 1, "tsc_adjust"},   {0x7, 0, EBX, 3, "bmi1"},
-	{0x7, 0, EBX, 5, "avx2"},	 {0x7, 0, EBX, 7, "smep"},	  {0x7, 0, EBX, 8, "bmi2"},	    {0x7, 0, EBX, 9, "erms"},
-	{0x7, 0, EBX, 10, "invpcid"},	 {0x7, 0, EBX, 16, "avx512f"},	  {0x7, 0, EBX, 17, "avx512dq"},    {0x7, 0, EBX, 18, "rdseed"},
-	{0x7, 0, EBX, 19, "adx"},	 {0x7, 0, EBX, 20, "smap"},	  {0x7, 0, EBX, 21, "avx512ifma"},  {0x7, 0, EBX, 23, "clflushopt"},
-	{0x7, 0, EBX, 24, "clwb"},	 {0x7, 0, EBX, 28, "avx512cd"},	  {0x7, 0, EBX, 29, "sha_ni"},	    {0x7, 0, EBX, 30, "avx512bw"},
-	{0x7, 0, EBX, 31, "avx512vl"},	 {0x7, 0, ECX, 1, "avx512vbmi"},  {0x7, 0, ECX, 2, "umip"},	    {0x7, 0, ECX, 3, "pku"},
-	{0x7, 0, ECX, 5, "waitpkg"},	 {0x7, 0, ECX, 6, "avx512_vbmi2"}, {0x7, 0, ECX, 7, "user_shstk"},  {0x7, 0, ECX, 8, "gfni"},
-	{0x7, 0, ECX, 9, "vaes"},	 {0x7, 0, ECX, 10, "vpclmulqdq"}, {0x7, 0, ECX, 11, "avx512_vnni"}, {0x7, 0, ECX, 12, "avx512_bitalg"},
-	{0x7, 0, ECX, 14, "avx512_vpopcntdq"}, {0x7, 0, ECX, 16, "la57"}, {0x7, 0, ECX, 22, "rdpid"},	    {0x7, 0, ECX, 25, "cldemote"},
-	{0x7, 0, ECX, 27, "movdiri"},	 {0x7, 0, ECX, 28, "movdir64b"},  {0x7, 0, EDX, 4, "fsrm"},	    {0x7, 0, EDX, 8, "avx512_vp2intersect"},
-	{0x7, 0, EDX, 10, "md_clear"},	 {0x7, 0, EDX, 14, "serialize"},  {0x7, 0, EDX, 23, "avx512_fp16"}, {0x7, 0, EDX, 26, "spec_ctrl"},
-	{0x7, 0, EDX, 27, "intel_stibp"}, {0x7, 0, EDX, 29, "arch_capabilities"}, {0x7, 0, EDX, 31, "spec_ctrl_ssbd"}, {0x7, 1, EAX, 4, "avx_vnni"},
-	{0x7, 1, EAX, 5, "avx512_bf16"}, {0xd, 0, EAX, 2, "avx state"},	  {0xd, 0, EAX, 5, "avx512 state"}, {0xd, 0, EAX, 9, "pku state"},
-	{0xd, 1, EAX, 0, "xsaveopt"},	 {0xd, 1, EAX, 1, "xsavec"},	  {0xd, 1, EAX, 2, "xgetbv1"},	    {0xd, 1, EAX, 3, "xsaves"},
-	{0x80000001, 0, ECX, 0, "lahf_lm"}, {0x80000001, 0, ECX, 4, "cr8_legacy"}, {0x80000001, 0, ECX, 5, "abm"},    {0x80000001, 0, ECX, 6, "sse4a"},
-	{0x80000001, 0, ECX, 8, "3dnowprefetch"}, {0x80000001, 0, ECX, 22, "topoext"}, {0x80000001, 0, EDX, 11, "syscall"}, {0x80000001, 0, EDX, 20, "nx"},
-	{0x80000001, 0, EDX, 22, "mmxext"}, {0x80000001, 0, EDX, 25, "fxsr_opt"}, {0x80000001, 0, EDX, 26, "pdpe1gb"}, {0x80000001, 0, EDX, 27, "rdtscp"},
-	{0x80000001, 0, EDX, 29, "lm"}, {0x80000008, 0, EBX, 0, "clzero"}, {0x80000008, 0, EBX, 2, "xsaveerptr"}, {0x80000008, 0, EBX, 9, "wbnoinvd"},
-	{0x80000008, 0, EBX, 12, "ibpb"}, {0x80000008, 0, EBX, 14, "ibrs"}, {0x80000008, 0, EBX, 15, "stibp"}, {0x80000008, 0, EBX, 24, "ssbd"},
-	{0x80000008, 0, EBX, 25, "virt_ssbd"}, {0x40000001, 0, EAX, 0, "kvm clocksource"}, {0x40000001, 0, EAX, 3, "kvm-clock"},
-	{0x40000001, 0, EAX, 4, "kvm async page faults"}, {0x40000001, 0, EAX, 5, "kvm steal time"}, {0x40000001, 0, EAX, 6, "kvm pv eoi"},
-	{0x40000001, 0, EAX, 7, "kvm pv unhalt"}, {0x40000001, 0, EAX, 9, "kvm pv tlb flush"}, {0x40000001, 0, EAX, 11, "kvm pv send ipi"},
-	{0x40000001, 0, EAX, 12, "kvm poll control"}, {0x40000001, 0, EAX, 13, "kvm pv sched yield"}, {0x40000001, 0, EAX, 14, "kvm async page fault interrupt"},
+	{0x1, 0, ECX, 0, "sse3"},
+	{0x1, 0, ECX, 1, "pclmulqdq"},
+	{0x1, 0, ECX, 9, "ssse3"},
+	{0x1, 0, ECX, 12, "fma"},
+	{0x1, 0, ECX, 13, "cx16"},
+	{0x1, 0, ECX, 17, "pcid"},
+	{0x1, 0, ECX, 19, "sse4_1"},
+	{0x1, 0, ECX, 20, "sse4_2"},
+	{0x1, 0, ECX, 21, "x2apic"},
+	{0x1, 0, ECX, 22, "movbe"},
+	{0x1, 0, ECX, 23, "popcnt"},
+	{0x1, 0, ECX, 24, "tsc_deadline"},
+	{0x1, 0, ECX, 25, "aes"},
+	{0x1, 0, ECX, 26, "xsave"},
+	{0x1, 0, ECX, 28, "avx"},
+	{0x1, 0, ECX, 29, "f16c"},
+	{0x1, 0, ECX, 30, "rdrand"},
+	{0x7, 0, EBX, 0, "fsgsbase"},
+	{0x7, 0, EBX, 1, "tsc_adjust"},
+	{0x7, 0, EBX, 3, "bmi1"},
+	{0x7, 0, EBX, 5, "avx2"},
+	{0x7, 0, EBX, 7, "smep"},
+	{0x7, 0, EBX, 8, "bmi2"},
+	{0x7, 0, EBX, 9, "erms"},
+	{0x7, 0, EBX, 10, "invpcid"},
+	{0x7, 0, EBX, 16, "avx512f"},
+	{0x7, 0, EBX, 17, "avx512dq"},
+	{0x7, 0, EBX, 18, "rdseed"},
+	{0x7, 0, EBX, 19, "adx"},
+	{0x7, 0, EBX, 20, "smap"},
+	{0x7, 0, EBX, 21, "avx512ifma"},
+	{0x7, 0, EBX, 23, "clflushopt"},
+	{0x7, 0, EBX, 24, "clwb"},
+	{0x7, 0, EBX, 28, "avx512cd"},
+	{0x7, 0, EBX, 29, "sha_ni"},
+	{0x7, 0, EBX, 30, "avx512bw"},
+	{0x7, 0, EBX, 31, "avx512vl"},
+	{0x7, 0, ECX, 1, "avx512vbmi"},
+	{0x7, 0, ECX, 2, "umip"},
+	{0x7, 0, ECX, 3, "pku"},
+	{0x7, 0, ECX, 5, "waitpkg"},
+	{0x7, 0, ECX, 6, "avx512_vbmi2"},
+	{0x7, 0, ECX, 7, "user_shstk"},
+	{0x7, 0, ECX, 8, "gfni"},
+	{0x7, 0, ECX, 9, "vaes"},
+	{0x7, 0, ECX, 10, "vpclmulqdq"},
+	{0x7, 0, ECX, 11, "avx512_vnni"},
+	{0x7, 0, ECX, 12, "avx512_bitalg"},
+	{0x7, 0, ECX, 14, "avx512_vpopcntdq"},
+	{0x7, 0, ECX, 16, "la57"},
+	{0x7, 0, ECX, 22, "rdpid"},
+	{0x7, 0, ECX, 25, "cldemote"},
+	{0x7, 0, ECX, 27, "movdiri"},
+	{0x7, 0, ECX, 28, "movdir64b"},
+	{0x7, 0, EDX, 4, "fsrm"},
+	{0x7, 0, EDX, 8, "avx512_vp2intersect"},
+	{0x7, 0, EDX, 10, "md_clear"},
+	{0x7, 0, EDX, 14, "serialize"},
+	{0x7, 0, EDX, 23, "avx512_fp16"},
+	{0x7, 0, EDX, 26, "spec_ctrl"},
+	{0x7, 0, EDX, 27, "intel_stibp"},
+	{0x7, 0, EDX, 29, "arch_capabilities"},
+	{0x7, 0, EDX, 31, "spec_ctrl_ssbd"},
+	{0x7, 1, EAX, 4, "avx_vnni"},
+	{0x7, 1, EAX, 5, "avx512_bf16"},
+	{0xd, 0, EAX, 2, "avx state"},
+	{0xd, 0, EAX, 5, "avx512 state"},
+	{0xd, 0, EAX, 9, "pku state"},
+	{0xd, 1, EAX, 0, "xsaveopt"},
+	{0xd, 1, EAX, 1, "xsavec"},
+	{0xd, 1, EAX, 2, "xgetbv1"},
+	{0xd, 1, EAX, 3, "xsaves"},
+	{0x80000001, 0, ECX, 0, "lahf_lm"},
+	{0x80000001, 0, ECX, 4, "cr8_legacy"},
+	{0x80000001, 0, ECX, 5, "abm"},
+	{0x80000001, 0, ECX, 6, "sse4a"},
+	{0x80000001, 0, ECX, 8, "3dnowprefetch"},
+	{0x80000001, 0, ECX, 22, "topoext"},
+	{0x80000001, 0, EDX, 11, "syscall"},
+	{0x80000001, 0, EDX, 20, "nx"},
+	{0x80000001, 0, EDX, 22, "mmxext"},
+	{0x80000001, 0, EDX, 25, "fxsr_opt"},
+	{0x80000001, 0, EDX, 26, "pdpe1gb"},
+	{0x80000001, 0, EDX, 27, "rdtscp"},
+	{0x80000001, 0, EDX, 29, "lm"},
+	{0x80000008, 0, EBX, 0, "clzero"},
+	{0x80000008, 0, EBX, 2, "xsaveerptr"},
+	{0x80000008, 0, EBX, 9, "wbnoinvd"},
+	{0x80000008, 0, EBX, 12, "ibpb"},
+	{0x80000008, 0, EBX, 14, "ibrs"},
+	{0x80000008, 0, EBX, 15, "stibp"},
+	{0x80000008, 0, EBX, 24, "ssbd"},
+	{0x80000008, 0, EBX, 25, "virt_ssbd"},
+	{0x40000001, 0, EAX, 0, "kvm clocksource"},
+	{0x40000001, 0, EAX, 3, "kvm-clock"},
+	{0x40000001, 0, EAX, 4, "kvm async page faults"},
+	{0x40000001, 0, EAX, 5, "kvm steal time"},
+	{0x40000001, 0, EAX, 6, "kvm pv eoi"},
+	{0x40000001, 0, EAX, 7, "kvm pv unhalt"},
+	{0x40000001, 0, EAX, 9, "kvm pv tlb flush"},
+	{0x40000001, 0, EAX, 11, "kvm pv send ipi"},
+	{0x40000001, 0, EAX, 12, "kvm poll control"},
+	{0x40000001, 0, EAX, 13, "kvm pv sched yield"},
+	{0x40000001, 0, EAX, 14, "kvm async page fault interrupt"},
 	{0x40000001, 0, EAX, 24, "kvm clock stable"},
 };
 
@@ -150,8 +227,11 @@ void cpuid_filter(struct kvm_cpuid2 *c, bool tsc_deadline) {
 			x->ecx = (x->ecx & ~BIT(24)) | BIT(31) | (tsc_deadline ? BIT(24) : 0); // running below a hypervisor
 		if (x->function == 0x6)
 			x->ebx = x->ecx = x->edx = 0;
+		x->flags &= KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 	}
 	fix_xsave_size(c);
+	// KVM gives the topology of the CPU that it was asked on; the table shall be the same whichever that was.
+	cpuid_set_topology(c, 0, 1);
 }
 
 static unsigned bits_for(uint32_t vcpus) {
@@ -248,13 +328,16 @@ int cpuid_check(const struct kvm_cpuid2 *saved, const struct kvm_cpuid2 *host, s
 		return error_set(e, -ENOTSUP, "the snapshot was made on a CPU of %s, this host has one of %s", was, is);
 	for (size_t i = 0; i < WORDS; i++) {
 		const struct word *w = &words[i];
-		uint32_t missing = value_of(saved, w->function, w->index, w->reg) & ~value_of(host, w->function, w->index, w->reg) & ~w->topology;
+		uint32_t missing =
+			value_of(saved, w->function, w->index, w->reg) & ~value_of(host, w->function, w->index, w->reg) & ~w->topology;
 		if (missing == 0)
 			continue;
 		char room[64];
 		const char *name = feature_name(w, (unsigned)__builtin_ctz(missing), room, sizeof(room));
-		return error_set(e, -ENOTSUP, "this host's CPU (or its KVM) lacks '%s', which the snapshot's guest was shown; restore it on a CPU that has it",
-				 name);
+		return error_set(
+			e, -ENOTSUP,
+			"this host's CPU (or its KVM) lacks '%s', which the snapshot's guest was shown; restore it on a CPU that has it",
+			name);
 	}
 	return 0;
 }

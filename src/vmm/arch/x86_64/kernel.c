@@ -96,7 +96,8 @@ static int place_image(struct image *k, const struct memory *m, struct error *e)
 	if (!fits && k->head[AT_RELOCATABLE] != 0 && alignment != 0)
 		k->load_at = (KERNEL_BASE + alignment - 1) / alignment * alignment;
 	if (k->load_at < KERNEL_BASE || k->load_at > low_end || k->init_size > low_end - k->load_at)
-		return error_set(e, -ENOMEM, "the kernel needs %" PRIu64 " MiB from %" PRIu64 " MiB on, the microVM has %" PRIu64 " MiB of memory",
+		return error_set(e, -ENOMEM,
+				 "the kernel needs %" PRIu64 " MiB from %" PRIu64 " MiB on, the microVM has %" PRIu64 " MiB of memory",
 				 k->init_size >> 20, k->load_at >> 20, m->size >> 20);
 	return 0;
 }
@@ -117,7 +118,8 @@ static int load_initrd(struct vm *vm, int fd, const struct image *k, struct kern
 	if (end > vm->memory.regions[0].size)
 		end = vm->memory.regions[0].size;
 	if (ret->initrd_bytes > end || (end - ret->initrd_bytes) / PAGE_BYTES * PAGE_BYTES < kernel_end)
-		return error_set(e, -ENOMEM, "the initrd of %" PRIu64 " MiB does not fit behind the kernel: the microVM has %" PRIu64 " MiB of memory",
+		return error_set(e, -ENOMEM,
+				 "the initrd of %" PRIu64 " MiB does not fit behind the kernel: the microVM has %" PRIu64 " MiB of memory",
 				 ret->initrd_bytes >> 20, vm->memory.size >> 20);
 	ret->initrd_at = (end - ret->initrd_bytes) / PAGE_BYTES * PAGE_BYTES;
 	return load_file(vm, fd, 0, ret->initrd_bytes, ret->initrd_at, "initrd", e);
@@ -128,7 +130,8 @@ static int load_cmdline(struct vm *vm, const struct image *k, const char *cmdlin
 	uint64_t most = field(k->head, AT_CMDLINE_SIZE, 4);
 	void *to = memory_at(&vm->memory, BOOT_CMDLINE, bytes);
 	if (bytes - 1 > most || to == NULL)
-		return error_set(e, -E2BIG, "the kernel takes a command line of %" PRIu64 " bytes at most, this one has %zu", most, bytes - 1);
+		return error_set(e, -E2BIG, "the kernel takes a command line of %" PRIu64 " bytes at most, this one has %zu", most,
+				 bytes - 1);
 	memcpy(to, cmdline, bytes);
 	return 0;
 }

@@ -21,26 +21,26 @@ struct range {
 // names of what is saved anyway.
 static const struct range left_out[] = {
 	{KVM_WALL_CLOCK_OLD, KVM_SYSTEM_TIME_OLD},
-	{0x34, 0x34},		    // SMI count
-	{0x9e, 0x9e},		    // SMBASE: no system management mode
-	{0xc1, 0xc8},		    // performance counters
+	{0x34, 0x34}, // SMI count
+	{0x9e, 0x9e}, // SMBASE: no system management mode
+	{0xc1, 0xc8}, // performance counters
 	{0x186, 0x18d},
-	{0x1db, 0x1de},		    // last branch and exception, read only
+	{0x1db, 0x1de}, // last branch and exception, read only
 	{0x309, 0x30c},
 	{0x345, 0x345},
 	{0x38d, 0x390},
 	{0x3f1, 0x3f1},
-	{0x480, 0x493},		    // VMX capabilities
+	{0x480, 0x493}, // VMX capabilities
 	{0x4c1, 0x4c8},
-	{0x560, 0x587},		    // processor trace
+	{0x560, 0x587}, // processor trace
 	{0x600, 0x600},
-	{0x1c4, 0x1c5},		    // AMX
-	{0x40000000, 0x400001ff},   // Hyper-V
-	{0x4b564d07, 0x4b564d07},   // KVM_ASYNC_PF_ACK: not a state
-	{0xc0000104, 0xc0000104},   // TSC ratio of nested guests
+	{0x1c4, 0x1c5},           // AMX
+	{0x40000000, 0x400001ff}, // Hyper-V
+	{0x4b564d07, 0x4b564d07}, // KVM_ASYNC_PF_ACK: not a state
+	{0xc0000104, 0xc0000104}, // TSC ratio of nested guests
 	{0xc0000300, 0xc0000303},
 	{0xc0010000, 0xc0010007},
-	{0xc0010117, 0xc0010117},   // host save area of nested guests
+	{0xc0010117, 0xc0010117}, // host save area of nested guests
 	{0xc0010200, 0xc001020b},
 };
 
@@ -49,13 +49,13 @@ static const struct range added[] = {{0x200, 0x20f}, {0x250, 0x250}, {0x258, 0x2
 
 // Put back behind everything else, in this order: what needs others to be there before it.
 static const uint32_t last[] = {
-	0x4b564d00, // KVM_WALL_CLOCK_NEW
-	0x4b564d01, // KVM_SYSTEM_TIME_NEW
-	0x4b564d06, // KVM_ASYNC_PF_INT, before async page faults are enabled
-	0x4b564d02, // KVM_ASYNC_PF_EN: wakes whoever waited for a page
-	0x4b564d03, // KVM_STEAL_TIME
-	0x4b564d04, // KVM_PV_EOI_EN
-	0x4b564d05, // KVM_POLL_CONTROL
+	0x4b564d00,       // KVM_WALL_CLOCK_NEW
+	0x4b564d01,       // KVM_SYSTEM_TIME_NEW
+	0x4b564d06,       // KVM_ASYNC_PF_INT, before async page faults are enabled
+	0x4b564d02,       // KVM_ASYNC_PF_EN: wakes whoever waited for a page
+	0x4b564d03,       // KVM_STEAL_TIME
+	0x4b564d04,       // KVM_PV_EOI_EN
+	0x4b564d05,       // KVM_POLL_CONTROL
 	MSR_TSC_DEADLINE, // after TSC and local APIC
 };
 #define LAST (sizeof(last) / sizeof(last[0]))
@@ -165,8 +165,8 @@ int msrs_load(int vcpu_fd, const uint8_t *entries, uint32_t count, struct error 
 		at += (uint32_t)set;
 		// One that cannot be set does no harm when it was zero: then the guest has not used it.
 		if (at < count && m->entries[set].data != 0)
-			return error_set(e, -ENOTSUP, "this host's KVM cannot set MSR 0x%x to 0x%llx, as the snapshot has it", m->entries[set].index,
-					 (unsigned long long)m->entries[set].data);
+			return error_set(e, -ENOTSUP, "this host's KVM cannot set MSR 0x%x to 0x%llx, as the snapshot has it",
+					 m->entries[set].index, (unsigned long long)m->entries[set].data);
 		at++;
 	}
 	return 0;

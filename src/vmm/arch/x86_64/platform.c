@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
-#define TSS_ADDRESS 0xfffbd000u          // where Intel CPUs without "unrestricted guest" need three pages
+#define TSS_ADDRESS 0xfffbd000u // where Intel CPUs without "unrestricted guest" need three pages
 #define CLOCK_JUMP_MAX_NS UINT64_C(60000000000)
 
 const struct arch_layout arch_layout = {
@@ -50,12 +50,6 @@ void arch_vm_destroy(struct vm *vm) {
 	vm->arch = NULL;
 }
 
-int arch_vcpu_create(struct vcpu *v, struct error *e) {
-	(void)v;
-	(void)e;
-	return 0; // what a vCPU is, its CPUID, comes with the kernel or the snapshot
-}
-
 static int set_cpuid(struct vcpu *v, const struct kvm_cpuid2 *table, struct error *e) {
 	cleanup_free struct kvm_cpuid2 *c = cpuid_new();
 	if (c == NULL)
@@ -65,6 +59,19 @@ static int set_cpuid(struct vcpu *v, const struct kvm_cpuid2 *table, struct erro
 	if (ioctl(v->fd, KVM_SET_CPUID2, c) < 0)
 		return error_errno(e, "KVM_SET_CPUID2 of vCPU %u", v->index);
 	return 0;
+}
+
+static bool same_cpuid(const struct kvm_cpuid2 *a, const struct kvm_cpuid2 *b) {
+	return a->nent == b->nent && memcmp(a->entries, b->entries, a->nent * sizeof(a->entries[0])) == 0;
+}
+
+// A snapshot that was made on a host like this one shows the same; then this need not be done again.
+int arch_vcpu_prepare(struct vcpu *v, struct error *e) {
+	struct arch_vm *arch = v->vm->arch;
+	arch->has_host_cpuid = true;
+	if (arch->tsc_khz == 0 && v->vm->host->arch->has_tsc_khz)
+		arch->tsc_khz = ioctl(v->fd, KVM_GET_TSC_KHZ, 0);
+	return set_cpuid(v, v->vm->host->arch->cpuid, e);
 }
 
 // Intel SDM volume 3, section 4.5: identity mapping of the first 4 GiB with pages of 2 MiB.
@@ -127,10 +134,15 @@ static int set_first_vcpu(struct vm *vm, const struct kernel_info *k, struct err
 // BOOT_BIOS). What it finds there writes the reset register.
 static int write_reset_code(struct vm *vm, struct error *e) {
 	static const uint8_t code[] = {
-		0xba, PORT_RESET & 0xff, PORT_RESET >> 8, // mov dx, PORT_RESET
-		0xb0, RESET_VALUE,			  // mov al, RESET_VALUE
-		0xee,					  // out dx, al
-		0xf4, 0xeb, 0xfd,			  // 1: hlt; jmp 1b
+		0xba,
+		PORT_RESET & 0xff,
+		PORT_RESET >> 8, // mov dx, PORT_RESET
+		0xb0,
+		RESET_VALUE, // mov al, RESET_VALUE
+		0xee,        // out dx, al
+		0xf4,
+		0xeb,
+		0xfd, // 1: hlt; jmp 1b
 	};
 	void *at = memory_at(&vm->memory, BIOS_ENTRY, sizeof(code));
 	if (at == NULL)
@@ -223,7 +235,9 @@ static int load_vcpu(struct vcpu *v, const struct state_file *f, struct error *e
 		return r;
 	if (vcpu_state_parse(&p, &s) < 0)
 		return state_malformed(STASIS_SECTION_VCPU, v->index, e);
-	r = set_cpuid(v, v->vm->arch->cpuid, e);
+	struct arch_vm *arch = v->vm->arch;
+	if (!arch->has_host_cpuid || !same_cpuid(arch->cpuid, v->vm->host->arch->cpuid))
+		r = set_cpuid(v, arch->cpuid, e);
 	return r < 0 ? r : vcpu_state_load(v, &s, e);
 }
 

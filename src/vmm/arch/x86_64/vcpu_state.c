@@ -97,15 +97,18 @@ int vcpu_state_parse(struct reader *r, struct vcpu_state *ret) {
 // timers fire early or late in proportion.
 static void load_tsc_frequency(struct vcpu *v, uint32_t khz) {
 	const struct arch_host *host = v->vm->host->arch;
-	int now = host->has_tsc_khz ? ioctl(v->fd, KVM_GET_TSC_KHZ, 0) : -1;
+	struct arch_vm *arch = v->vm->arch;
+	if (arch->tsc_khz == 0 && host->has_tsc_khz) // the same for all vCPUs of a fresh VM
+		arch->tsc_khz = ioctl(v->fd, KVM_GET_TSC_KHZ, 0);
+	int now = arch->tsc_khz;
 	if (khz == 0 || now <= 0)
 		return;
 	int64_t differs = (int64_t)khz - now;
 	if ((differs < 0 ? -differs : differs) * 1000000 <= (int64_t)now * TSC_TOLERANCE_PPM)
 		return;
 	if ((!host->has_tsc_scaling || ioctl(v->fd, KVM_SET_TSC_KHZ, (unsigned long)khz) < 0) && v->index == 0)
-		log_warn("vmm.tsc", LOG_S("message", "this CPU cannot scale the TSC; the guest's timers run at another speed"), LOG_U("guestKhz", khz),
-			 LOG_U("hostKhz", now));
+		log_warn("vmm.tsc", LOG_S("message", "this CPU cannot scale the TSC; the guest's timers run at another speed"),
+			 LOG_U("guestKhz", khz), LOG_U("hostKhz", now));
 }
 
 static int load_xsave(struct vcpu *v, const struct vcpu_state *s, struct error *e) {
@@ -117,13 +120,30 @@ static int load_xsave(struct vcpu *v, const struct vcpu_state *s, struct error *
 	memcpy(area, s->xsave, s->xsave_bytes);
 	for (uint32_t i = host->xsave_bytes; i < s->xsave_bytes; i++)
 		if (area[i] != 0)
-			return error_set(e, -ENOTSUP, "the snapshot has %u bytes of extended CPU state, this host's KVM takes %u", s->xsave_bytes,
-					 host->xsave_bytes);
+			return error_set(e, -ENOTSUP, "the snapshot has %u bytes of extended CPU state, this host's KVM takes %u",
+					 s->xsave_bytes, host->xsave_bytes);
 	return get(v, KVM_SET_XSAVE, area, "KVM_SET_XSAVE", e);
 }
 
 static void *unconst(const void *p) {
 	return (void *)(uintptr_t)p;
+}
+
+// What a fresh vCPU has anyway is not set: each call into KVM costs.
+static bool is_fresh_debugregs(const struct kvm_debugregs *d) {
+	const struct kvm_debugregs fresh = {.dr6 = 0xffff0ff0, .dr7 = 0x400};
+	return memcmp(d, &fresh, sizeof(fresh)) == 0;
+}
+
+static bool has_events(const struct kvm_vcpu_events *events) {
+	struct kvm_vcpu_events e = *events;
+	const struct kvm_vcpu_events none = {.flags = 0};
+	e.flags = 0; // says which of the others are meant
+	return memcmp(&e, &none, sizeof(none)) != 0;
+}
+
+static bool is_fresh_mp_state(const struct vcpu *v, const struct kvm_mp_state *s) {
+	return s->mp_state == (v->index == 0 ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_UNINITIALIZED);
 }
 
 int vcpu_state_load(struct vcpu *v, const struct vcpu_state *s, struct error *e) {
@@ -135,11 +155,13 @@ int vcpu_state_load(struct vcpu *v, const struct vcpu_state *s, struct error *e)
 	r = r < 0 ? r : load_xsave(v, s, e);
 	if (host->has_xcrs && s->xcrs.nr_xcrs > 0)
 		GET(KVM_SET_XCRS, unconst(&s->xcrs));
-	if (host->has_debugregs)
+	if (host->has_debugregs && !is_fresh_debugregs(&s->debugregs))
 		GET(KVM_SET_DEBUGREGS, unconst(&s->debugregs));
 	GET(KVM_SET_LAPIC, unconst(&s->lapic)); // before the TSC deadline among the MSRs
 	r = r < 0 ? r : msrs_load(v->fd, s->msrs, s->msr_count, e);
-	GET(KVM_SET_VCPU_EVENTS, unconst(&s->events));
-	GET(KVM_SET_MP_STATE, unconst(&s->mp_state));
+	if (has_events(&s->events))
+		GET(KVM_SET_VCPU_EVENTS, unconst(&s->events));
+	if (!is_fresh_mp_state(v, &s->mp_state))
+		GET(KVM_SET_MP_STATE, unconst(&s->mp_state));
 	return r;
 }

@@ -49,16 +49,18 @@ struct vm;
 struct vcpu;
 
 struct arch_host {
-	struct kvm_cpuid2 *cpuid; // what KVM supports, filtered: what a guest of ours may see
+	struct kvm_cpuid2 *cpuid;  // what KVM supports, filtered: what a guest of ours may see
 	struct kvm_msr_list *msrs; // what makes up a vCPU's state, in the order in which it is restored
-	uint32_t xsave_bytes; // of KVM_GET_XSAVE2, or of KVM_GET_XSAVE where that is not known
+	uint32_t xsave_bytes;      // of KVM_GET_XSAVE2, or of KVM_GET_XSAVE where that is not known
 	bool has_xsave2, has_xcrs, has_debugregs, has_tsc_scaling, has_tsc_khz;
 };
 
 struct arch_vm {
 	struct ioapic ioapic;
-	uint64_t clock_ns; // kvm-clock when the vCPUs stopped
+	uint64_t clock_ns;        // kvm-clock when the vCPUs stopped
 	struct kvm_cpuid2 *cpuid; // what the guest was shown, before the topology
+	int tsc_khz;              // of a fresh vCPU; 0: not asked yet
+	bool has_host_cpuid;      // the vCPUs were prepared with the host's
 };
 
 // cpuid.c: works on a table of CPUID_ENTRIES_MAX entries.
