@@ -1,17 +1,21 @@
-// The firewall (nftables): one table for the host, one, always the same, for each slot's network namespace.
+// The packet filter (nftables): one table on the host, one in each slot's network namespace. See firewall.c and docs/isolation.md.
 #pragma once
 
 #include "base/error.h"
 #include "launch/options.h"
 
-#define LINK_PREFIX "stv" // host ends of the slots' links: stv<index>
-#define UPLINK_NAME "up0" // the other end, in the slot's network namespace
-#define TAP_NAME "tap0"
+#define FIREWALL_TABLE "stasis"
+#define FIREWALL_OUTER "stasis-" // veth ends on the host: this and the slot's number
+#define FIREWALL_INNER "up0"
+#define FIREWALL_TAP "tap0"
 
-// Replaces the host's table `stasis`: nothing from a slot reaches the host, another slot, a link-local or a closed network; DNS goes to the
-// resolvers; everything else is masqueraded on its way out. Nothing that a microVM did not ask for reaches it.
-int firewall_host(const struct launch_options *o, struct error *e);
+// Writes the host's rules into text. Returns their length, or -E2BIG.
+int firewall_host_rules(const struct options *o, char *text, size_t size);
+
+// Replaces the host's table, at once.
+int firewall_host(const struct options *o, struct error *e);
+
 void firewall_remove_host(void);
 
-// The table of the network namespace that the caller is in: only the guest's own address passes, masqueraded to the uplink's.
+// Makes the table in the network namespace that the caller is in.
 int firewall_slot(struct error *e);

@@ -1,14 +1,18 @@
-// The jail; see jail.h.
+// The jail of a VMM: what lies between a guest that has taken over its VMM and the host.
 //
-// The child builds it step by step, as root in namespaces of its own, and gives up what it has on the way: first the file system, then the
-// descriptors, the capabilities, the uid. The last step is execveat() of the VMM by descriptor, since there is no file to name any more. A step
-// that fails is told to the parent over a pipe that closes by itself when the VMM starts. The VMM loads its system call filter itself.
+// The child is made in new PID, mount, IPC and UTS namespaces and directly in its cgroup; it is in the slot's network namespace. Its root
+// is an empty read-only tmpfs, with nothing but a /proc of its own PID namespace (only processes, of which there is one). It becomes a
+// uid and gid that nothing else on the host has, without any capability, unable to gain one (no_new_privs), with a few limits, an empty
+// environment and the descriptors that it needs. The system call filter it loads itself (src/vmm/seccomp.h).
+//
+// No signal is tied to its parent's death: microVMs outlive stasis-launch.
 #include "launch/jail.h"
 
 #include "base/cleanup.h"
 #include "base/io.h"
 #include "vmm/control.h"
 
+#include <cap-ng.h>
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/sched.h>
@@ -25,146 +29,132 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define DESCRIPTORS_MAX 4096 // vsock streams, disks
-#define LAST_CAPABILITY 63
+#define HIGH_FD 100 // descriptors are moved here before the low numbers are given out
 
-static int make_root(const char *root) {
-	if (mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-	    mount("stasis", root, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=16k,mode=0555") < 0)
-		return -errno;
-	if (chdir(root) < 0 || mkdir("proc", 0555) < 0)
-		return -errno;
-	// The VMM reads which pages of its guest were written from its own /proc/self/pagemap; it sees no other process.
-	if (mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "subset=pid,hidepid=invisible") < 0)
-		return -errno;
-	if (mount("", root, NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=16k,mode=0555") < 0)
-		return -errno;
-	if (syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
-		return -errno;
-	return 0;
+struct failure {
+	int code;
+	char what[64];
+};
+
+// What failed goes through the pipe that exec closes.
+static void fail(int report, const char *what) {
+	struct failure f = {.code = errno};
+	snprintf(f.what, sizeof(f.what), "%s", what);
+	write_full(report, &f, sizeof(f));
+	_exit(126);
 }
 
-// Lays the descriptors where the VMM expects them; *program and *report move out of the way. Everything else is closed.
-static int lay_descriptors(const struct jail *j, int *program, int *report) {
-	const int given[] = {j->control, j->vsock, j->kvm, j->tap};
-	int high[6];
-	for (int i = 0; i < 6; i++) {
-		int from = i < 4 ? given[i] : i == 4 ? *program : *report;
-		high[i] = fcntl(from, F_DUPFD_CLOEXEC, 64);
-		if (high[i] < 0)
-			return -errno;
-	}
-	if (dup2(high[0], VMM_FD_CONTROL) < 0 || dup2(high[1], VMM_FD_VSOCK) < 0 || dup2(high[2], VMM_FD_KVM) < 0 ||
-	    dup2(high[3], VMM_FD_TAP) < 0 || dup3(high[4], VMM_FD_FIRST_FREE, O_CLOEXEC) < 0 ||
-	    dup3(high[5], VMM_FD_FIRST_FREE + 1, O_CLOEXEC) < 0)
-		return -errno;
-	*program = VMM_FD_FIRST_FREE;
-	*report = VMM_FD_FIRST_FREE + 1;
-	int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	if (nothing >= 0)
-		dup2(nothing, STDIN_FILENO);
-	return syscall(SYS_close_range, VMM_FD_FIRST_FREE + 2, ~0u, 0) < 0 ? -errno : 0;
+static int make_root(const char *folder) {
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+	    mount("jail", folder, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0555,size=4k,nr_inodes=4") < 0 || chdir(folder) < 0 ||
+	    mkdir("proc", 0555) < 0 || mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, "subset=pid") < 0)
+		return -1;
+	// The old root is stacked upon the new one, and then taken away (man 2 pivot_root).
+	if (syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+		return -1;
+	return mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 }
 
 static int set_limits(void) {
 	static const struct {
 		__rlimit_resource_t what;
 		rlim_t most;
-	} limits[] = {{RLIMIT_NOFILE, DESCRIPTORS_MAX},
-		      {RLIMIT_CORE, 0},
-		      {RLIMIT_MEMLOCK, 64 << 10},
-		      {RLIMIT_MSGQUEUE, 0},
-		      {RLIMIT_NICE, 0},
-		      {RLIMIT_RTPRIO, 0}};
+	} limits[] = {
+		{RLIMIT_NOFILE, 4096}, // vsock streams, disks
+		{RLIMIT_NPROC, 256},   // of its own uid
+		{RLIMIT_CORE, 0},      {RLIMIT_MEMLOCK, 64 << 10}, {RLIMIT_MSGQUEUE, 0}, {RLIMIT_NICE, 0}, {RLIMIT_RTPRIO, 0},
+	};
 	for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++)
 		if (setrlimit(limits[i].what, &(struct rlimit){limits[i].most, limits[i].most}) < 0)
-			return -errno;
+			return -1;
 	return 0;
 }
 
 static int drop_privileges(uid_t uid) {
-	for (int capability = 0; capability <= LAST_CAPABILITY; capability++)
-		if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 && errno != EINVAL)
-			return -errno;
-	// Root's last act: from here on there is no way back. The permitted sets go with the uid.
-	if (setgroups(0, NULL) < 0 || setresgid(uid, uid, uid) < 0 || setresuid(uid, uid, uid) < 0)
-		return -errno;
-	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? -errno : 0;
+	capng_clear(CAPNG_SELECT_ALL);
+	// While still root: the bounding set; ids; then what is left of the sets.
+	if (capng_apply(CAPNG_SELECT_BOUNDS) != 0 || setgroups(0, NULL) < 0 || setresgid(uid, uid, uid) < 0 ||
+	    setresuid(uid, uid, uid) < 0 || capng_apply(CAPNG_SELECT_CAPS) != 0 || capng_apply(CAPNG_SELECT_AMBIENT) != 0)
+		return -1;
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
-struct failure {
-	int code;
-	char step[32];
-};
-
-// Everything up to the execution. *step names what was tried last.
-static int enter(const struct jail *j, int *program, int *report, const char **step) {
-	*step = "network namespace";
-	if (setns(j->netns, CLONE_NEWNET) < 0)
-		return -errno;
-	*step = "descriptors"; // while there is a /dev/null to open
-	int r = lay_descriptors(j, program, report);
-	if (r < 0)
-		return r;
-	*step = "file system";
-	if ((r = make_root(j->root)) < 0)
-		return r;
-	*step = "limits";
-	if (setsid() < 0 || sethostname("stasis", 6) < 0)
-		return -errno;
-	if ((r = set_limits()) < 0)
-		return r;
-	*step = "privileges";
-	return drop_privileges(j->uid);
-}
-
-static _Noreturn void child(const struct jail *j, int report) {
-	struct failure f = {0};
-	const char *step;
-	int program = j->program;
-	char *const arguments[] = {(char[]){"stasis-vmm"}, NULL}, *const environment[] = {NULL};
+static void reset_signals(void) {
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	umask(077);
-	f.code = enter(j, &program, &report, &step);
-	if (f.code == 0) {
-		step = "execution of stasis-vmm";
-		syscall(SYS_execveat, program, "", arguments, environment, AT_EMPTY_PATH);
-		f.code = -errno;
+	for (int s = 1; s < NSIG; s++)
+		signal(s, SIG_DFL);
+}
+
+// Puts the descriptors at their numbers. All of them, and those kept until exec, are moved out of the way first.
+static int place_descriptors(const struct jail *j, int *program, int *report) {
+	const int from[] = {-1, j->log, j->log, j->control, j->vsock, j->kvm, j->tap};
+	int moved[VMM_FD_FIRST_FREE];
+	*program = fcntl(*program, F_DUPFD_CLOEXEC, HIGH_FD);
+	*report = fcntl(*report, F_DUPFD_CLOEXEC, HIGH_FD);
+	for (int i = 0; i < VMM_FD_FIRST_FREE; i++) {
+		moved[i] = from[i] < 0 ? open("/dev/null", O_RDONLY | O_CLOEXEC) : fcntl(from[i], F_DUPFD_CLOEXEC, HIGH_FD);
+		if (moved[i] < 0)
+			return -1;
 	}
-	snprintf(f.step, sizeof(f.step), "%s", step);
-	write_full(report, &f, sizeof(f));
-	_exit(127);
+	for (int i = 0; i < VMM_FD_FIRST_FREE; i++)
+		if (dup2(moved[i], i) < 0)
+			return -1;
+	if (*program < 0 || *report < 0)
+		return -1;
+	return close_range(VMM_FD_FIRST_FREE, ~0u, CLOSE_RANGE_CLOEXEC);
+}
+
+static void be_vmm(const struct jail *j, int report) {
+	int program = j->program;
+	reset_signals();
+	if (setsid() < 0)
+		fail(report, "setsid");
+	setpriority(PRIO_PROCESS, 0, 0);
+	if (place_descriptors(j, &program, &report) < 0)
+		fail(report, "placing descriptors");
+	if (make_root(j->folder) < 0)
+		fail(report, "making its root");
+	if (sethostname("vmm", 3) < 0)
+		fail(report, "sethostname");
+	umask(077);
+	if (set_limits() < 0)
+		fail(report, "setting its limits");
+	if (drop_privileges(j->uid) < 0)
+		fail(report, "dropping privileges");
+	char name[] = "stasis-vmm";
+	char *const argv[] = {name, NULL}, *const environment[] = {NULL};
+	syscall(SYS_execveat, program, "", argv, environment, AT_EMPTY_PATH);
+	fail(report, "executing stasis-vmm");
 }
 
 pid_t jail_start(const struct jail *j, int *ret_pidfd, struct error *e) {
-	int ends[2], pidfd = -1;
-	if (pipe2(ends, O_CLOEXEC) < 0)
-		return error_errno(e, "cannot create a pipe");
-	struct clone_args arguments = {
-		.flags = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_PIDFD | CLONE_INTO_CGROUP,
-		.pidfd = (uint64_t)(uintptr_t)&pidfd,
-		.exit_signal = SIGCHLD,
-		.cgroup = (uint64_t)j->cgroup,
-	};
-	pid_t pid = (pid_t)syscall(SYS_clone3, &arguments, sizeof(arguments));
+	int fds[2];
+	int pidfd = -1;
+	if (pipe2(fds, O_CLOEXEC) < 0)
+		return error_errno(e, "cannot make a pipe");
+	cleanup_close int from = fds[0];
+	cleanup_close int to = fds[1];
+	struct clone_args args = {.flags = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_INTO_CGROUP | CLONE_PARENT |
+					   CLONE_PIDFD,
+				  .pidfd = (uintptr_t)&pidfd,
+				  .cgroup = (uint64_t)j->cgroup};
+	long pid = syscall(SYS_clone3, &args, sizeof(args));
+	if (pid < 0)
+		return (pid_t)error_errno(e, "cannot start a VMM (clone3)");
 	if (pid == 0)
-		child(j, ends[1]);
-	close(ends[1]);
-	if (pid < 0) {
-		close(ends[0]);
-		return error_errno(e, "cannot start a VMM");
-	}
+		be_vmm(j, to);
+	close(take_fd(&to));
 	struct failure f;
-	int r = read_full(ends[0], &f, sizeof(f));
-	close(ends[0]);
-	if (r == 0) {
-		f.step[sizeof(f.step) - 1] = '\0';
-		waitpid(pid, NULL, 0);
-		close(pidfd);
-		return error_set(e, f.code, "cannot jail a VMM (%s): %s", f.step, strerror(-f.code));
+	int code = read_full(from, &f, sizeof(f));
+	if (code == -ENODATA) {
+		*ret_pidfd = pidfd;
+		return (pid_t)pid;
 	}
-	*ret_pidfd = pidfd;
-	return pid;
+	close(pidfd);
+	if (code < 0)
+		return (pid_t)error_set(e, code, "a VMM died while it was started");
+	f.what[sizeof(f.what) - 1] = '\0';
+	return (pid_t)error_set(e, -EIO, "a VMM could not be started: %s: %s", f.what, strerror(f.code));
 }

@@ -1,4 +1,4 @@
-// The jail of a VMM, and its start in it.
+// Starting a VMM in its jail. See jail.c.
 #pragma once
 
 #include "base/error.h"
@@ -6,14 +6,14 @@
 #include <sys/types.h>
 
 struct jail {
-	int program;                  // stasis-vmm, opened for execution
-	int control, vsock, kvm, tap; // become the descriptors of src/vmm/control.h
-	int netns;
-	int cgroup;       // folder of the slot's group
-	uid_t uid;        // of the VMM alone; its group has the same number
-	const char *root; // an existing empty folder, where the VMM's root is mounted (in its own mount namespace)
+	int program;                  // stasis-vmm, O_PATH
+	int control, vsock, kvm, tap; // become descriptors 3 to 6 of the VMM (vmm/control.h)
+	int log;                      // becomes its standard error
+	int cgroup;                   // folder of its cgroup
+	const char *folder;           // an empty folder to mount the jail's root on; the same for all, nothing of it is visible outside
+	uid_t uid;                    // uid and gid
 };
 
-// Starts the VMM: new PID, mount, IPC and UTS namespaces, the given network namespace and cgroup, an empty read-only root with nothing but
-// /proc of its own, its own uid, no capabilities, no way to new privileges, limits. Returns the pid; *ret_pidfd refers to it.
+// Starts the VMM as a child of the caller's parent, in the caller's network namespace, in new namespaces otherwise. Returns its pid when
+// it has executed stasis-vmm, and its pidfd in *ret_pidfd; a negative errno and the reason when it could not.
 pid_t jail_start(const struct jail *j, int *ret_pidfd, struct error *e);

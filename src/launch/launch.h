@@ -21,8 +21,8 @@ enum launch_kind {
 	LAUNCH_END = 2,  // struct launch_end; kills the VMM and removes everything of the slot; answered when it is gone. A slot that is
 			 // not there (any more) is a success
 	LAUNCH_LIST = 3, // struct launch_header; answered by one LAUNCH_LIST reply per taken slot that lives, then one with an empty name
-	// struct launch_reply, sequence 0: the VMM process of a taken slot ended by itself; result is its wait status (-1: not known, it was taken
-	// over from an earlier stasis-launch). Its slot is removed without being asked.
+	// struct launch_reply, sequence 0: the VMM process of a taken slot ended by itself; result is its wait status (-1: not known, it
+	// was taken over from an earlier stasis-launch). Its slot is removed without being asked.
 	LAUNCH_EVENT_ENDED = 0x100,
 };
 

@@ -1,19 +1,21 @@
-// A slot's network: a namespace of its own with the guest's tap and a link to the host.
+// The network of one slot. See network.c.
 #pragma once
 
 #include "base/error.h"
 #include "launch/options.h"
 
-struct rtnl;
+struct slot_network {
+	int tap;        // IFF_TAP|IFF_NO_PI|IFF_VNET_HDR
+	int routes;     // rtnetlink socket of the namespace: for network_close_egress()
+	unsigned outer; // index of the veth's end on the host
+};
 
-// Makes a network namespace. The host's end of its link is `stv<index>`, addressed from o->range and closed until network_open(). `host` is a rtnl
-// socket of the host's namespace, where the caller is and stays. *ret_netns: the namespace, for the VMM to enter; *ret_tap: the tap. The
-// namespace goes when nobody holds it any more.
-int network_make(const struct launch_options *o, struct rtnl *host, int host_netns, unsigned index, int *ret_netns, int *ret_tap,
-		 struct error *e);
+// Makes a network namespace with everything in it, and leaves the calling process in it (it is where the VMM is to be started). `host` is
+// a descriptor of the host's namespace, `host_routes` an rtnetlink socket in it. On failure nothing stays but the namespace that the
+// caller is in, which goes when it leaves.
+int network_create(const struct options *o, unsigned number, int host, int host_routes, struct slot_network *ret, struct error *e);
 
-// Lets packets of the slot through to the host's forwarding, or not.
-int network_open(struct rtnl *host, unsigned index, bool open, struct error *e);
+// Egress NONE: takes the way out. A slot is made with it, for most use it, and nothing can use it before the slot is taken.
+int network_close_egress(int routes);
 
-// Removes what the end of the namespace has not removed yet.
-void network_remove(struct rtnl *host, unsigned index);
+void network_name(unsigned number, char to[16]);

@@ -1,83 +1,80 @@
-// The command line of stasis-launch; see options.h.
+// The command line of stasis-launch: the only configuration that it has.
 #include "launch/options.h"
 
+#include "base/cleanup.h"
+#include "base/io.h"
 #include "launch/launch.h"
 
 #include <arpa/inet.h>
 #include <getopt.h>
 #include <pwd.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define POOL_DEFAULT 4
-#define POOL_MAX 256
+#define UID_BASE_DEFAULT 2000000000u // beyond users, containers and what systemd gives out
 
-static const char help[] = "usage: stasis-launch --program FOLDER --config FILE [options]\n"
-			   "\n"
-			   "The privileged part of Stasis: starts stasisd as an ordinary user, and makes namespaces, firewall, cgroups and "
-			   "jails for its VMMs.\n"
-			   "\n"
-			   "  --program FOLDER      where stasisd and stasis-vmm lie\n"
-			   "  --config FILE         stasisd's configuration\n"
-			   "  --user NAME           stasisd's user (stasis)\n"
-			   "  --run FOLDER          run-time files (/run/stasis)\n"
-			   "  --state FOLDER        stasisd's state, made when it is missing (/var/lib/stasis)\n"
-			   "  --pool N              slots that are kept ready for launches (4)\n"
-			   "  --range CIDR          addresses for the slots' links (100.64.0.0/18)\n"
-			   "  --resolvers A,B       DNS servers that microVMs may ask (those of /etc/resolv.conf)\n"
-			   "  --closed CIDR,CIDR    networks that microVMs may not reach\n";
+const char options_help[] =
+	"usage: stasis-launch --program FOLDER --config FILE [options] [-- arguments of stasisd]\n"
+	"\n"
+	"Starts stasisd as an unprivileged user and, for it, VMMs in jails. Needs root and cgroup v2.\n"
+	"\n"
+	"  --program FOLDER   where stasisd and stasis-vmm lie\n"
+	"  --config FILE      handed on to stasisd\n"
+	"  --user NAME|UID    whom stasisd runs as (default: stasis)\n"
+	"  --pool N           slots kept ready (default: 4)\n"
+	"  --range CIDR       addresses between the slots and the host, a /30 each (default: 100.64.0.0/16)\n"
+	"  --resolvers A,B    DNS servers that microVMs may ask (default: those of /etc/resolv.conf)\n"
+	"  --closed CIDR,…    networks that microVMs may not reach, besides this host's addresses, link-local, multicast and --range\n"
+	"  --run FOLDER       run-time folder (default: /run/stasis)\n"
+	"  --state FOLDER     state of stasisd, made when it is missing (default: /var/lib/stasis)\n"
+	"  --cgroup FOLDER    cgroup v2 folder for the VMMs (default: /sys/fs/cgroup/stasis)\n"
+	"  --uid-base N       first of the user ids of VMMs (default: 2000000000)\n";
 
 int network_parse(const char *text, struct network *ret) {
-	char copy[NETWORK_TEXT];
-	struct in_addr address;
-	if (strlen(text) >= sizeof(copy))
-		return -EINVAL;
-	strcpy(copy, text);
-	char *slash = strchr(copy, '/'), *end;
+	char address[INET_ADDRSTRLEN];
+	const char *slash = strchr(text, '/');
+	size_t size = slash != NULL ? (size_t)(slash - text) : strlen(text);
+	struct in_addr in;
 	unsigned long prefix = 32;
+	if (size >= sizeof(address))
+		return -EINVAL;
+	memcpy(address, text, size);
+	address[size] = '\0';
+	if (inet_pton(AF_INET, address, &in) != 1)
+		return -EINVAL;
 	if (slash != NULL) {
-		*slash++ = '\0';
-		prefix = strtoul(slash, &end, 10);
-		if (slash[0] < '0' || slash[0] > '9' || *end != '\0' || prefix > 32)
+		char *end;
+		if (slash[1] < '0' || slash[1] > '9')
+			return -EINVAL;
+		prefix = strtoul(slash + 1, &end, 10);
+		if (*end != '\0' || prefix > 32)
 			return -EINVAL;
 	}
-	if (inet_pton(AF_INET, copy, &address) != 1)
-		return -EINVAL;
-	*ret = (struct network){.address = ntohl(address.s_addr), .prefix = (uint8_t)prefix};
-	uint32_t host_bits = prefix == 32 ? 0 : 0xffffffffu >> prefix;
-	return (ret->address & host_bits) != 0 ? -EINVAL : 0;
+	uint32_t mask = prefix == 0 ? 0 : ~0u << (32 - prefix);
+	*ret = (struct network){.address = ntohl(in.s_addr), .prefix = (unsigned)prefix};
+	return (ret->address & ~mask) == 0 ? 0 : -EINVAL;
 }
 
-static int parse_list(const char *text, struct network *to, unsigned *count) {
-	char copy[LIST_MAX * NETWORK_TEXT];
-	if (strlen(text) >= sizeof(copy))
+static int parse_number(const char *text, unsigned long least, unsigned long most, unsigned *ret) {
+	char *end;
+	errno = 0;
+	unsigned long v = strtoul(text, &end, 10);
+	if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 || v < least || v > most)
 		return -EINVAL;
-	strcpy(copy, text);
-	for (char *save = NULL, *part = strtok_r(copy, ",", &save); part != NULL; part = strtok_r(NULL, ",", &save))
-		if (*count == LIST_MAX || network_parse(part, &to[(*count)++]) < 0)
-			return -EINVAL;
+	*ret = (unsigned)v;
 	return 0;
 }
 
-static void add_resolver(struct launch_options *o, uint32_t address) {
-	if (o->resolver_count < LIST_MAX)
-		o->resolvers[o->resolver_count++] = address;
-}
-
-static void host_resolvers(struct launch_options *o) {
-	FILE *f = fopen("/etc/resolv.conf", "re");
-	char line[256], address[64];
-	struct in_addr a;
-	while (f != NULL && fgets(line, sizeof(line), f) != NULL)
-		if (sscanf(line, "nameserver %63s", address) == 1 && inet_pton(AF_INET, address, &a) == 1)
-			add_resolver(o, ntohl(a.s_addr));
-	if (f != NULL)
-		fclose(f);
-}
-
-static int find_user(const char *name, struct launch_options *o) {
-	const struct passwd *p = getpwnam(name);
+static int parse_user(const char *text, struct options *o) {
+	unsigned uid;
+	if (parse_number(text, 1, 0x7fffffff, &uid) == 0) {
+		o->uid = uid;
+		o->gid = uid;
+		return 0;
+	}
+	struct passwd *p = getpwnam(text);
 	if (p == NULL || p->pw_uid == 0)
 		return -ENOENT;
 	o->uid = p->pw_uid;
@@ -85,85 +82,129 @@ static int find_user(const char *name, struct launch_options *o) {
 	return 0;
 }
 
-static int wrong(const char *what, const char *value) {
-	fprintf(stderr, "stasis-launch: %s '%s' is not usable\n\n%s", what, value, help);
-	return 2;
+static int add_closed(struct options *o, char *list) {
+	char *rest = NULL;
+	for (char *item = strtok_r(list, ",", &rest); item != NULL; item = strtok_r(NULL, ",", &rest))
+		if (o->closed_count == OPTIONS_ADDRESSES_MAX || network_parse(item, &o->closed[o->closed_count++]) < 0)
+			return -EINVAL;
+	return 0;
 }
 
-int options_read(int argc, char **argv, struct launch_options *o, bool *ret_done) {
-	enum { PROGRAM = 1, CONFIG, USER, RUN, STATE, POOL, RANGE, RESOLVERS, CLOSED, HELP };
-	static const struct option options[] = {{"program", required_argument, NULL, PROGRAM},
-						{"config", required_argument, NULL, CONFIG},
-						{"user", required_argument, NULL, USER},
-						{"run", required_argument, NULL, RUN},
-						{"state", required_argument, NULL, STATE},
-						{"pool", required_argument, NULL, POOL},
-						{"range", required_argument, NULL, RANGE},
-						{"resolvers", required_argument, NULL, RESOLVERS},
-						{"closed", required_argument, NULL, CLOSED},
-						{"help", no_argument, NULL, HELP},
-						{0}};
-	const char *user = "stasis";
-	struct network list[LIST_MAX];
+static int add_resolver(struct options *o, const char *text) {
+	struct network c;
+	if (o->resolver_count == OPTIONS_ADDRESSES_MAX || network_parse(text, &c) < 0 || c.prefix != 32)
+		return -EINVAL;
+	o->resolvers[o->resolver_count++] = c.address;
+	return 0;
+}
+
+static int add_resolver_list(struct options *o, char *list) {
+	char *rest = NULL;
+	for (char *item = strtok_r(list, ",", &rest); item != NULL; item = strtok_r(NULL, ",", &rest))
+		if (add_resolver(o, item) < 0)
+			return -EINVAL;
+	return 0;
+}
+
+void options_add_resolvers(struct options *o, const char *resolv_conf) {
+	for (const char *line = resolv_conf; line != NULL && *line != '\0';) {
+		char address[64];
+		if (sscanf(line, "nameserver %63[0-9.]", address) == 1 && strncmp(address, "127.", 4) != 0)
+			add_resolver(o, address);
+		line = strchr(line, '\n');
+		line = line == NULL ? NULL : line + 1;
+	}
+}
+
+static int copy(char *to, size_t size, const char *from) {
+	return snprintf(to, size, "%s", from) < (int)size && from[0] == '/' ? 0 : -EINVAL;
+}
+
+enum { PROGRAM = 1, CONFIG, USER, POOL, RANGE, RESOLVERS, CLOSED, RUN, STATE, CGROUP, UID_BASE, HELP };
+
+static int apply(struct options *o, int which, char *value, const char **user) {
 	unsigned n = 0;
-	char *end;
-	*o = (struct launch_options){.run = "/run/stasis", .state = "/var/lib/stasis", .pool = POOL_DEFAULT};
-	*ret_done = true;
-	network_parse("100.64.0.0/18", &o->range);
-	for (int which; (which = getopt_long(argc, argv, "", options, NULL)) != -1;) {
-		switch (which) {
-		case PROGRAM:
-			o->program = optarg;
-			break;
-		case CONFIG:
-			o->config = optarg;
-			break;
-		case USER:
-			user = optarg;
-			break;
-		case RUN:
-			o->run = optarg;
-			break;
-		case STATE:
-			o->state = optarg;
-			break;
-		case POOL:
-			o->pool = (unsigned)strtoul(optarg, &end, 10);
-			if (optarg[0] < '0' || optarg[0] > '9' || *end != '\0' || o->pool > POOL_MAX)
-				return wrong("the pool size", optarg);
-			break;
-		case RANGE:
-			if (network_parse(optarg, &o->range) < 0 || o->range.prefix > 24 || o->range.prefix < 8)
-				return wrong("the range", optarg);
-			break;
-		case RESOLVERS:
-			if (parse_list(optarg, list, &n) < 0)
-				return wrong("the list of resolvers", optarg);
-			for (unsigned i = 0; i < n; i++)
-				add_resolver(o, list[i].address);
-			break;
-		case CLOSED:
-			if (parse_list(optarg, o->closed, &o->closed_count) < 0)
-				return wrong("the list of closed networks", optarg);
-			break;
-		case HELP:
-			fputs(help, stdout);
-			return 0;
-		default:
-			fputs(help, stderr);
-			return 2;
-		}
+	int code = 0;
+	switch (which) {
+	case PROGRAM:
+		return copy(o->program, sizeof(o->program), value);
+	case CONFIG:
+		return copy(o->config, sizeof(o->config), value);
+	case USER:
+		*user = value;
+		return 0;
+	case POOL:
+		return parse_number(value, 0, 256, &o->pool);
+	case RANGE:
+		return network_parse(value, &o->range);
+	case RESOLVERS:
+		return add_resolver_list(o, value);
+	case CLOSED:
+		return add_closed(o, value);
+	case RUN:
+		return copy(o->run, sizeof(o->run), value);
+	case STATE:
+		return copy(o->state, sizeof(o->state), value);
+	case CGROUP:
+		return copy(o->cgroup, sizeof(o->cgroup), value);
+	case UID_BASE:
+		code = parse_number(value, 1000, 0x7fffffff - LAUNCH_SLOTS_MAX, &n);
+		o->uid_base = n;
+		return code;
+	default:
+		return -EINVAL;
 	}
-	if (o->program == NULL || o->config == NULL)
-		return wrong("without --program and --config the command line", "");
-	if (find_user(user, o) < 0) {
-		fprintf(stderr,
-			"stasis-launch: there is no user '%s' (or it is root): create one with 'useradd --system --no-create-home %s'\n",
+}
+
+int options_parse(int argc, char **argv, struct options *ret, struct error *e) {
+	static const struct option known[] = {
+		{"program", required_argument, NULL, PROGRAM},
+		{"config", required_argument, NULL, CONFIG},
+		{"user", required_argument, NULL, USER},
+		{"pool", required_argument, NULL, POOL},
+		{"range", required_argument, NULL, RANGE},
+		{"resolvers", required_argument, NULL, RESOLVERS},
+		{"closed", required_argument, NULL, CLOSED},
+		{"run", required_argument, NULL, RUN},
+		{"state", required_argument, NULL, STATE},
+		{"cgroup", required_argument, NULL, CGROUP},
+		{"uid-base", required_argument, NULL, UID_BASE},
+		{"help", no_argument, NULL, HELP},
+		{NULL, 0, NULL, 0},
+	};
+	const char *user = "stasis";
+	*ret = (struct options){.run = "/run/stasis",
+				.state = "/var/lib/stasis",
+				.cgroup = "/sys/fs/cgroup/stasis",
+				.uid_base = UID_BASE_DEFAULT,
+				.pool = 4,
+				.range = {0x64400000, 16}};
+	optind = 0;
+	opterr = 0;
+	int which;
+	while ((which = getopt_long(argc, argv, "+", known, NULL)) != -1) {
+		if (which == HELP)
+			return 1;
+		if (which == '?')
+			return error_set(e, -EINVAL, "unknown or incomplete option %s (see --help)", argv[optind - 1]);
+		if (apply(ret, which, optarg, &user) < 0)
+			return error_set(e, -EINVAL, "--%s %s is not valid (see --help)", known[which - 1].name, optarg);
+	}
+	for (int i = optind; i < argc; i++) {
+		if (ret->argument_count == OPTIONS_ARGUMENTS_MAX)
+			return error_set(e, -E2BIG, "too many arguments for stasisd");
+		ret->arguments[ret->argument_count++] = argv[i];
+	}
+	if (ret->program[0] == '\0' || ret->config[0] == '\0')
+		return error_set(e, -EINVAL, "--program and --config are needed, as absolute paths (see --help)");
+	if (parse_user(user, ret) < 0)
+		return error_set(
+			e, -ENOENT,
+			"there is no user \"%s\" to run stasisd as: create it (`adduser --system --group %s`) or name another with --user",
 			user, user);
-		return 2;
-	}
-	if (o->resolver_count == 0)
-		host_resolvers(o);
-	*ret_done = false;
+	if (ret->range.prefix > 28 || ret->range.prefix < 8)
+		return error_set(e, -EINVAL, "--range must be between a /8 and a /28");
+	uint64_t blocks = 1ull << (30 - ret->range.prefix);
+	ret->slots = blocks < LAUNCH_SLOTS_MAX ? (unsigned)blocks : LAUNCH_SLOTS_MAX;
 	return 0;
 }

@@ -1,37 +1,55 @@
-// What stasis-launch is told on its command line.
+// The command line of stasis-launch. See options.c.
 #pragma once
 
 #include "base/error.h"
 
-#include <stdbool.h>
+#include <netinet/in.h>
 #include <stdint.h>
 #include <sys/types.h>
 
-#define LIST_MAX 16     // resolvers, closed networks
-#define NETWORK_TEXT 24 // "255.255.255.255/32"
+#define OPTIONS_ADDRESSES_MAX 32
+#define OPTIONS_ARGUMENTS_MAX 32
 
 struct network {
-	uint32_t address; // host byte order
-	uint8_t prefix;
+	uint32_t address; // host byte order, bits below the prefix are zero
+	unsigned prefix;
 };
 
-struct launch_options {
-	const char *program; // folder with stasisd and stasis-vmm
-	const char *config;  // stasisd's configuration file
-	const char *run;     // /run/stasis
-	const char *state;   // /var/lib/stasis: made, and given to the user, when it is missing
-	uid_t uid;           // stasisd's user and group
+struct options {
+	char program[512]; // folder of the programs
+	char config[512];  // handed on to stasisd
+	char run[64];      // /run/stasis
+	char state[256];   // of stasisd; made when it is missing
+	char cgroup[256];  // /sys/fs/cgroup/stasis
+	uid_t uid;         // of user stasis
 	gid_t gid;
-	unsigned pool;                // slots that are kept ready
-	struct network range;         // addresses of the slots' links: four each
-	uint32_t resolvers[LIST_MAX]; // where DNS may go; host byte order
-	unsigned resolver_count;
-	struct network closed[LIST_MAX]; // networks that microVMs may not reach, besides those that they never may
-	unsigned closed_count;
+	uid_t uid_base;       // uid and gid of the VMM in slot n: this and n
+	unsigned pool;        // slots kept ready
+	struct network range; // a /30 for each slot
+	unsigned slots;       // how many the range and LAUNCH_SLOTS_MAX allow
+	uint32_t resolvers[OPTIONS_ADDRESSES_MAX];
+	size_t resolver_count;
+	struct network closed[OPTIONS_ADDRESSES_MAX];
+	size_t closed_count;
+	char *arguments[OPTIONS_ARGUMENTS_MAX]; // for stasisd, from behind "--"
+	size_t argument_count;
 };
 
-// Parses the command line; prints help and mistakes on standard error. Returns 0, or the exit code to end with (1: after --help 0).
-int options_read(int argc, char **argv, struct launch_options *ret, bool *ret_done);
+extern const char options_help[];
 
-// "10.0.2.0/24" or "10.0.2.3" (prefix 32). Bits behind the prefix must be zero.
+// 0, 1 when help was asked for, or a negative errno. `ret` points into argv.
+int options_parse(int argc, char **argv, struct options *ret, struct error *e);
+
+// "10.0.2.0/24" or "10.0.2.3" (a /32). Bits below the prefix must be zero.
 int network_parse(const char *text, struct network *ret);
+
+// Adds the IPv4 name servers of a resolv.conf's text that are not on loopback.
+void options_add_resolvers(struct options *o, const char *resolv_conf);
+
+// Addresses of slot n's two ends: the host's and the one in its namespace.
+static inline uint32_t slot_host_address(const struct options *o, unsigned n) {
+	return o->range.address + 4 * n + 1;
+}
+static inline uint32_t slot_inner_address(const struct options *o, unsigned n) {
+	return o->range.address + 4 * n + 2;
+}

@@ -13,9 +13,9 @@
 #include <unistd.h>
 
 // What EPYC-v3 has and TCG does not, named so that QEMU does not warn about each.
-#define CPU                                                                                                                               \
-	"EPYC-v3,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-perfctr-core,-clzero,-xsaveerptr,-ibpb," \
-	"-nrip-save,-xsavec,-xsaves"
+static const char cpu[] =
+	"EPYC-v3,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-perfctr-core,-clzero,-xsaveerptr,-ibpb,"
+	"-nrip-save,-xsavec,-xsaves";
 
 // mitigations=off: speculation is the host's affair, the code of the machine is translated. tsc=reliable: TCG's TSC is the host's clock on every
 // CPU. rcu_expedited: grace periods, which KVM and network namespaces wait for, take microseconds instead of ticks.
@@ -115,7 +115,7 @@ int qemu_command_build(const struct machine_options *o, const char *qemu, const 
 		"-accel",
 		"tcg,thread=multi",
 		"-cpu",
-		CPU,
+		cpu,
 		"-nodefaults",
 		"-no-user-config",
 		"-no-reboot",

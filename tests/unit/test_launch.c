@@ -1,6 +1,9 @@
-// stasis-launch's checks: messages from stasisd, networks on its command line.
+// What of stasis-launch needs no privileges: messages of stasisd, the command line, the table of slots, records of slots, the host's rules.
+#include "launch/firewall.h"
 #include "launch/messages.h"
 #include "launch/options.h"
+#include "launch/record.h"
+#include "launch/slots.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -8,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 // cmocka needs those above
 #include <cmocka.h>
 
@@ -55,7 +59,7 @@ static void test_values_out_of_range(void **state) {
 	t = good_take();
 	t.egress = 2;
 	assert_int_equal(parse(&t, sizeof(t)), -EBADMSG);
-	static const uint32_t vcpus[] = {0, 65, UINT32_MAX};
+	static const uint32_t vcpus[] = {0, LAUNCH_VCPUS_MAX + 1, UINT32_MAX};
 	for (size_t i = 0; i < 3; i++) {
 		t = good_take();
 		t.vcpus = vcpus[i];
@@ -110,6 +114,192 @@ static void test_networks(void **state) {
 		assert_int_equal(network_parse(bad[i], &n), -EINVAL);
 }
 
+// Parses a command line given as one text; words are separated by one space.
+static int options(const char *line, struct options *ret, struct error *e) {
+	static char copy[2048];
+	char *argv[64], *rest = NULL;
+	int argc = 0;
+	snprintf(copy, sizeof(copy), "%s", line);
+	for (char *word = strtok_r(copy, " ", &rest); word != NULL && argc < 63; word = strtok_r(NULL, " ", &rest))
+		argv[argc++] = word;
+	argv[argc] = NULL;
+	return options_parse(argc, argv, ret, e);
+}
+
+static void test_options(void **state) {
+	struct options o;
+	struct error e;
+	assert_int_equal(
+		options("l --program /p --config /c --user 990 --pool 3 --range 100.64.0.0/24 --resolvers 1.1.1.1,9.9.9.9 --closed "
+			"10.0.2.0/24,10.1.0.0/16 --closed 10.9.0.0/16 -- --verbose x",
+			&o, &e),
+		0);
+	assert_string_equal(o.program, "/p");
+	assert_string_equal(o.run, "/run/stasis");
+	assert_int_equal(o.uid, 990);
+	assert_int_equal(o.pool, 3);
+	assert_int_equal(o.slots, 64);
+	assert_int_equal(o.resolver_count, 2);
+	assert_int_equal(o.closed_count, 3);
+	assert_int_equal(o.argument_count, 2);
+	assert_int_equal(slot_host_address(&o, 63), 0x644000fd);
+	assert_int_equal(slot_inner_address(&o, 63), 0x644000fe);
+	assert_int_equal(options("l --program /p --config /c --user 990 --range 100.64.0.0/10", &o, &e), 0);
+	assert_int_equal(o.slots, LAUNCH_SLOTS_MAX);
+	assert_int_equal(options("l --help", &o, &e), 1);
+}
+
+static void test_bad_options(void **state) {
+	static const char *const bad[] = {
+		"l",
+		"l --program /p",
+		"l --program p --config /c --user 990",
+		"l --program /p --config /c --user 0",
+		"l --program /p --config /c --user root",
+		"l --program /p --config /c --user nobody-of-that-name",
+		"l --program /p --config /c --user 990 --pool -1",
+		"l --program /p --config /c --user 990 --pool 257",
+		"l --program /p --config /c --user 990 --pool 2x",
+		"l --program /p --config /c --user 990 --range 100.64.0.0/29",
+		"l --program /p --config /c --user 990 --range 100.64.0.1/24",
+		"l --program /p --config /c --user 990 --resolvers 1.1.1.0/24",
+		"l --program /p --config /c --user 990 --closed 10.0.0.0/8,,x",
+		"l --program /p --config /c --user 990 --what",
+		"l --program /p --config /c --user 990 --uid-base 0",
+		"l --program /p --config",
+	};
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		struct options o;
+		struct error e = {.message = ""};
+		assert_true(options(bad[i], &o, &e) < 0);
+		assert_true(e.message[0] != '\0');
+	}
+}
+
+static void test_too_many_networks(void **state) {
+	char line[4096] = "l --program /p --config /c --user 990 --resolvers 1.0.0.1";
+	for (int i = 0; i < OPTIONS_ADDRESSES_MAX; i++)
+		strcat(line, ",1.0.0.1");
+	struct options o;
+	struct error e;
+	assert_int_equal(options(line, &o, &e), -EINVAL);
+}
+
+static void test_resolv_conf(void **state) {
+	struct options o = {.resolver_count = 0};
+	options_add_resolvers(&o, "# nameserver 9.9.9.9\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 10.0.2.3\nsearch x\nnameserver "
+				  "1.1.1.1 # y\nnameserver");
+	assert_int_equal(o.resolver_count, 2);
+	assert_int_equal(o.resolvers[0], 0x0a000203);
+	assert_int_equal(o.resolvers[1], 0x01010101);
+}
+
+static void test_host_rules(void **state) {
+	struct options o;
+	struct error e;
+	char text[16384];
+	assert_int_equal(options("l --program /p --config /c --user 990 --resolvers 10.0.2.3 --closed 10.0.2.0/24", &o, &e), 0);
+	int size = firewall_host_rules(&o, text, sizeof(text));
+	assert_int_equal(size, strlen(text));
+	assert_non_null(strstr(text, "10.0.2.0/24"));
+	assert_non_null(strstr(text, "elements = { 10.0.2.3 }"));
+	assert_non_null(strstr(text, "ip saddr 100.64.0.0/16 oifname != \"stasis-*\" masquerade"));
+	for (int room = 0; room <= size; room++)
+		assert_int_equal(firewall_host_rules(&o, text, (size_t)room), -E2BIG);
+}
+
+static void test_slots(void **state) {
+	struct slots s;
+	char name[LAUNCH_VMM_MAX];
+	assert_int_equal(slots_create(&s, 5), 0);
+	for (int i = 0; i < 5; i++) {
+		snprintf(name, sizeof(name), "slot-%d", i);
+		assert_int_equal(slots_reserve(&s, name), i);
+	}
+	assert_int_equal(slots_reserve(&s, "one too many"), -1);
+	assert_int_equal(s.in_state[SLOT_MAKING], 5);
+	slot_set_state(&s, 2, SLOT_READY);
+	slot_set_state(&s, 4, SLOT_READY);
+	assert_int_equal(slots_first(&s, SLOT_READY, -1), 2);
+	assert_int_equal(slots_first(&s, SLOT_READY, 2), 4);
+	assert_int_equal(slots_first(&s, SLOT_READY, 4), -1);
+	assert_int_equal(slots_first(&s, SLOT_TAKEN, -1), -1);
+	assert_int_equal(slots_find(&s, "slot-3"), 3);
+	slot_set_state(&s, 3, SLOT_FREE);
+	assert_int_equal(slots_find(&s, "slot-3"), -1);
+	assert_int_equal(s.at[3].pidfd, -1);
+	slot_set_state(&s, 0, SLOT_FREE);
+	// Round and round: 0 was the next number, and 3 follows it.
+	assert_int_equal(slots_reserve(&s, "again"), 0);
+	assert_int_equal(slots_reserve(&s, "again"), 3);
+	assert_int_equal(slots_claim(&s, 3, "taken"), -1);
+	assert_int_equal(slots_claim(&s, 5, "outside"), -1);
+	assert_int_equal(slots_claim(&s, UINT32_MAX, "outside"), -1);
+	slots_free(&s);
+}
+
+static void test_wanted(void **state) {
+	struct slots s;
+	assert_int_equal(slots_create(&s, 6), 0);
+	assert_int_equal(slots_wanted(&s, 0, 2, true), 2);
+	assert_int_equal(slots_wanted(&s, 0, 2, false), 0);
+	assert_int_equal(slots_wanted(&s, 3, 2, false), 3);
+	assert_int_equal(slots_wanted(&s, 100, 2, true), 6);
+	slots_reserve(&s, "a");
+	slots_reserve(&s, "b");
+	assert_int_equal(slots_wanted(&s, 0, 2, true), 0);
+	assert_int_equal(slots_wanted(&s, 1, 2, true), 1);
+	slot_set_state(&s, 0, SLOT_TAKEN);
+	assert_int_equal(slots_wanted(&s, 0, 2, true), 1);
+	slots_free(&s);
+}
+
+static void test_takes(void **state) {
+	struct takes *t = calloc(1, sizeof(*t));
+	struct launch_take take = good_take(), got;
+	assert_false(takes_pop(t, &got));
+	for (uint64_t round = 0; round < 2; round++) {
+		for (uint64_t i = 0; i < LAUNCH_SLOTS_MAX; i++) {
+			take.header.sequence = round << 32 | i;
+			assert_true(takes_push(t, &take));
+		}
+		assert_false(takes_push(t, &take));
+		for (uint64_t i = 0; i < LAUNCH_SLOTS_MAX - round; i++) {
+			assert_true(takes_pop(t, &got));
+			assert_int_equal(got.header.sequence, round << 32 | i);
+		}
+	}
+	assert_int_equal(t->count, 1);
+	free(t);
+}
+
+static void test_records(void **state) {
+	struct record r;
+	assert_int_equal(record_parse("slot 12 pid 3456 started 99887766 taken 1\n", &r), 0);
+	assert_int_equal(r.number, 12);
+	assert_int_equal(r.pid, 3456);
+	assert_int_equal(r.started, 99887766);
+	assert_true(r.taken);
+	static const char *const bad[] = {"",
+					  "slot",
+					  "slot 1 pid 2 started 3 taken 1",
+					  "slot 1 pid 2 started 3 taken 2\n",
+					  "slot 1 pid 1 started 3 taken 0\n",
+					  "slot 1 pid -7 started 3 taken 0\n",
+					  "slot 1 pid 2 started 3 taken 0\nmore",
+					  "slot x pid 2 started 3 taken 0\n"};
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		assert_int_equal(record_parse(bad[i], &r), -EBADMSG);
+}
+
+static void test_process_start(void **state) {
+	assert_int_equal(process_started_parse("7 (a b) c) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 9 9"), 4711);
+	assert_int_equal(process_started_parse(""), 0);
+	assert_int_equal(process_started_parse("7 (x) S 1 2"), 0);
+	assert_true(process_started(getpid()) > 0);
+	assert_int_equal(process_started(0x7ffffff0), 0);
+}
+
 int main(void) {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_good_messages),
@@ -117,6 +307,16 @@ int main(void) {
 		cmocka_unit_test(test_values_out_of_range),
 		cmocka_unit_test(test_names),
 		cmocka_unit_test(test_networks),
+		cmocka_unit_test(test_options),
+		cmocka_unit_test(test_bad_options),
+		cmocka_unit_test(test_too_many_networks),
+		cmocka_unit_test(test_resolv_conf),
+		cmocka_unit_test(test_host_rules),
+		cmocka_unit_test(test_slots),
+		cmocka_unit_test(test_wanted),
+		cmocka_unit_test(test_takes),
+		cmocka_unit_test(test_records),
+		cmocka_unit_test(test_process_start),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -117,11 +117,17 @@ static void do_memory(u64 high) {
 	put_value("wrong", wrong);
 }
 
-// Waits until the generation ID changes: the guest has been restored.
+// Waits until the generation ID is another than the last that was seen: the guest has been restored. The first is seen before the guest says
+// anything, for the snapshot may come right behind that.
+static u64 seen[2];
+static void see_generation(void) {
+	seen[0] = GENERATION[0];
+	seen[1] = GENERATION[1];
+}
 static void wait_for_restore(void) {
-	u64 was0 = GENERATION[0], was1 = GENERATION[1];
-	while (GENERATION[0] == was0 && GENERATION[1] == was1)
+	while (GENERATION[0] == seen[0] && GENERATION[1] == seen[1])
 		__asm__ volatile("pause");
+	see_generation();
 }
 
 // Four lives, each with its own writes; after each restore everything before has to be there.
@@ -233,13 +239,12 @@ static void do_clock(void) {
 	put("ready\n");
 	__asm__ volatile("rdtsc" : "=a"(lo), "=d"(hi));
 	u64 last = (u64)hi << 32 | lo, back = 0;
-	u64 was0 = GENERATION[0];
 	for (;;) {
 		__asm__ volatile("rdtsc" : "=a"(lo), "=d"(hi));
 		u64 now = (u64)hi << 32 | lo;
 		back += now < last;
 		last = now;
-		if (GENERATION[0] != was0)
+		if (GENERATION[0] != seen[0])
 			break;
 	}
 	put_value("back", back);
@@ -267,6 +272,7 @@ static void do_smp(u64 others) {
 
 void run(const u8 *boot_params) {
 	const char *line = (const char *)(u64) * (const u32 *)(boot_params + 0x228);
+	see_generation();
 	if (is("hello", line)) {
 		put("hello\n");
 		power_off();

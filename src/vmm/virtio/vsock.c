@@ -360,7 +360,8 @@ static void dispatch(struct vsock *v, const struct virtio_vsock_hdr *h, const st
 	case VIRTIO_VSOCK_OP_CREDIT_UPDATE:
 		break;
 	case VIRTIO_VSOCK_OP_CREDIT_REQUEST:
-		stream_send(s, SEND_CREDIT);
+		if (s->state == STREAM_OPEN)
+			stream_send(s, SEND_CREDIT);
 		break;
 	default:
 		stream_reset(s);
