@@ -34,6 +34,10 @@ demo: all
 test: all
 	@tests/run
 
+# What needs neither the machine nor the assets.
+check: programs
+	@tests/run lint unit fuzz vm api
+
 unit: setup
 	@tests/run unit
 
@@ -47,7 +51,7 @@ fuzz: setup
 	@tests/run fuzz
 
 lint: setup
-	@scripts/lint
+	@tests/run lint
 
 bench-restore: programs
 	@bench/run restore

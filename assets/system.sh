@@ -63,8 +63,9 @@ make_system() {
 	make_disk_of system "$tree"
 }
 
+# libc-bin: the locale C.UTF-8, for the names in zips.
 builder_packages=("${system_packages[@]}" buildah libgpgme11 libassuan0 libdevmapper1.02.1 libselinux1 libudev1 libpcre2-8-0 e2fsprogs
-	libext2fs2 libcom-err2 libss2 libblkid1 libuuid1 ca-certificates dash coreutils libacl1 libattr1 libgmp10 tar xz-utils)
+	libext2fs2 libcom-err2 libss2 libblkid1 libuuid1 ca-certificates libc-bin dash coreutils libacl1 libattr1 libgmp10 tar xz-utils)
 
 make_builder() {
 	local tree=$work/builder.tree

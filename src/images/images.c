@@ -20,9 +20,9 @@
 
 // The assets' manifest. ---------------------------------------------------------------------------------------------------------
 
+// The hash of an asset's file; NULL when the manifest has none.
 static const char *asset_hash(const json_t *manifest, const char *asset) {
-	const char *s = json_string_value(json_object_get(json_object_get(json_object_get(manifest, "assets"), asset), "sha256"));
-	return s == NULL ? "?" : s;
+	return json_string_value(json_object_get(json_object_get(json_object_get(manifest, "assets"), asset), "sha256"));
 }
 
 static int read_bases(struct images *im, const json_t *manifest) {
@@ -113,14 +113,21 @@ static int read_manifest(struct engine *en, struct error *e) {
 		json_decref(manifest);
 		return error_set(e, -EBADMSG, "%s, line %d: %s", path, parse.line, parse.text);
 	}
-	r = read_bases(im, manifest);
-	snprintf(im->builder_key, sizeof(im->builder_key),
-		 "stasis %.31s kernel %.64s initrd %.64s builder %.64s bases %.64s memory %lld artifact %lld disk %lld\n", en->version,
-		 asset_hash(manifest, "kernel"), asset_hash(manifest, "guest.initrd"), asset_hash(manifest, "builder"),
-		 asset_hash(manifest, "bases"), (long long)en->config.builder_memory_mib, (long long)en->config.artifact_limit,
-		 (long long)en->config.image_disk_limit);
+	static const char *const needed[] = {"kernel", "guest.initrd", "system", "builder", "bases"};
+	for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]) && r == 0; i++)
+		if (asset_hash(manifest, needed[i]) == NULL)
+			r = error_set(e, -ENOENT, "%s does not name the asset \"%s\": make the assets again (make assets)", path,
+				      needed[i]);
 	if (r == 0)
+		r = read_bases(im, manifest);
+	if (r == 0) {
+		snprintf(im->builder_key, sizeof(im->builder_key),
+			 "stasis %.31s kernel %.64s initrd %.64s builder %.64s bases %.64s memory %lld artifact %lld disk %lld\n",
+			 en->version, asset_hash(manifest, "kernel"), asset_hash(manifest, "guest.initrd"), asset_hash(manifest, "builder"),
+			 asset_hash(manifest, "bases"), (long long)en->config.builder_memory_mib, (long long)en->config.artifact_limit,
+			 (long long)en->config.image_disk_limit);
 		r = keep_system_disk(en, asset_hash(manifest, "system"), e);
+	}
 	json_decref(manifest);
 	return r;
 }

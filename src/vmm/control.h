@@ -84,9 +84,10 @@ enum vmm_restore_flags {
 struct vmm_restore {
 	struct vmm_header header;
 	uint32_t flags;
-	uint32_t memory_layers;     // 1: the image's; 2: image's and this microVM's own
-	struct vmm_devices devices; // must match the state file, but for the descriptors, sizes of read-only blocks, console_limit, and
-		// VMM_BLOCK_LAYERED: a disk that was written in place may come back as the base of a layer
+	uint32_t memory_layers; // 1: the image's; 2: image's and this microVM's own
+	// Must match the state file, but for the descriptors, sizes of read-only blocks, console_limit, and VMM_BLOCK_LAYERED: a disk that was
+	// written in place may come back as the base of a layer.
+	struct vmm_devices devices;
 };
 
 enum vmm_snapshot_flags {

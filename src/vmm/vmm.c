@@ -303,6 +303,10 @@ void vmm_guest_has_ended(struct vm *vm) {
 		return;
 	stop(vm);
 	vm->state = VMM_STATE_EXITED;
+	// Nobody will answer on the streams any more: whoever waits at their other ends is told by their end.
+	for (unsigned i = 0; i < vm->device_count; i++)
+		if (vm->devices[i].kind == VM_DEVICE_VSOCK)
+			virtio_vsock_transport_reset(vm->devices[i].virtio);
 }
 
 int vmm_finish(struct vm *vm, struct error *e) {

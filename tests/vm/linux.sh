@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs test_vm_linux: makes the guest's initramfs from linux_init and the virtio modules of a kernel.
 #
-#   tests/vm/linux.sh <build> <bzImage> <modules>
+#   tests/vm/linux.sh <build> <bzImage> <modules> [test name pattern]
 #
 # <build>: the build folder; <modules>: the kernel's module folder (/lib/modules/<version>). Where /dev/kvm cannot run ordinary kernels, run it
 # inside the machine.
@@ -20,4 +20,4 @@ for m in vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do
 	echo "$m.ko" >>"$work/root/modules/order"
 done
 (cd "$work/root" && find . | cpio -o -H newc --quiet) >"$work/initrd"
-"$build/tests/vm/test_vm_linux" "$build/src/vmm/stasis-vmm" "$kernel" "$work/initrd"
+"$build/tests/vm/test_vm_linux" "$build/src/vmm/stasis-vmm" "$kernel" "$work/initrd" ${4:+"$4"}

@@ -115,7 +115,8 @@ int main(void) {
 	if (c == NULL || fgets(clock, sizeof(clock), c) == NULL)
 		printf("no clock source\n");
 	unsigned cpus = (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
-	printf("cpus=%08x\nmemory_mib=%08x\nvirtio=%08x\n", cpus, (unsigned)(sysconf(_SC_PHYS_PAGES) / 256), count_entries("/sys/bus/virtio/devices"));
+	printf("cpus=%08x\nmemory_mib=%08x\nvirtio=%08x\n", cpus, (unsigned)(sysconf(_SC_PHYS_PAGES) / 256),
+	       count_entries("/sys/bus/virtio/devices"));
 	printf("clock source %s", clock);
 	printf("guest is up\n");
 	if (strstr(cmdline, "test=loop") != NULL)

@@ -1,4 +1,4 @@
-// A distribution's kernel in a microVM: test_vm_linux <stasis-vmm> <bzImage> <initrd with linux_init>. Needs a KVM that runs ordinary kernels; linux.sh
+// A distribution's kernel in a microVM: test_vm_linux <stasis-vmm> <bzImage> <initrd with linux_init> [test name pattern]. Needs a KVM that runs ordinary kernels; linux.sh
 // makes the initrd and calls this.
 #include "vm_test.h"
 
@@ -129,8 +129,8 @@ static void test_pause(void **state) {
 }
 
 int main(int argc, char **argv) {
-	if (argc != 4) {
-		fprintf(stderr, "usage: %s <stasis-vmm> <bzImage> <initrd>\n", argv[0]);
+	if (argc != 4 && argc != 5) {
+		fprintf(stderr, "usage: %s <stasis-vmm> <bzImage> <initrd> [pattern]\n", argv[0]);
 		return 2;
 	}
 	vmm_program = argv[1];
@@ -140,6 +140,8 @@ int main(int argc, char **argv) {
 		fprintf(stderr, "cannot open kernel or initrd\n");
 		return 2;
 	}
+	if (argc == 5)
+		cmocka_set_test_filter(argv[4]);
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_boot_and_power_off), cmocka_unit_test(test_reboot), cmocka_unit_test(test_panic),
 		cmocka_unit_test(test_memory_above_hole),  cmocka_unit_test(test_lives),  cmocka_unit_test(test_pause),

@@ -399,7 +399,6 @@ int main(int argc, char **argv) {
 		fprintf(stderr, "usage: build REQUEST.json RESULT.json\n");
 		return 2;
 	}
-	setlocale(LC_CTYPE, "C.UTF-8"); // libarchive hands out names in the locale's encoding
 	setvbuf(stdout, NULL, _IONBF, 0);
 	setrlimit(RLIMIT_NOFILE, &(struct rlimit){.rlim_cur = 65536, .rlim_max = 65536});
 	signal(SIGPIPE, SIG_IGN);
@@ -409,6 +408,9 @@ int main(int argc, char **argv) {
 	struct error e = {0};
 	uint64_t bytes = 0;
 	int r = read_request(argv[1], &q, &e);
+	// libarchive hands out names in the locale's encoding.
+	if (r == 0 && setlocale(LC_CTYPE, "C.UTF-8") == NULL)
+		r = error_set(&e, -ENOENT, "the builder's disk lacks the locale C.UTF-8");
 	if (r == 0)
 		r = build(&q, &bytes, &e);
 	json_t *result = r == 0 ? json_pack("{s:b, s:I}", "ok", 1, "rootfsBytes", (json_int_t)bytes) : failure(r, &e);
