@@ -51,8 +51,15 @@ static void test_dsdt_disassembles(void **state) {
 	int r = system(command);
 	snprintf(path, sizeof(path), "%s/dsdt.dsl", folder);
 	assert_int_equal(read_file(path, 1 << 20, &text, &size, NULL), 0);
-	static const char *const wanted[] = {"LNRO0005", "0xD000B000", "PNP0501", "VM_Gen_Counter", "0x0009F000", "ACPI0013", "Notify (\\_SB.VGEN, 0x80)",
-					     "Edge, ActiveHigh, Exclusive", "_S5"};
+	static const char *const wanted[] = {"LNRO0005",
+					     "0xD000B000",
+					     "PNP0501",
+					     "VM_Gen_Counter",
+					     "0x0009F000",
+					     "ACPI0013",
+					     "Notify (\\_SB.VGEN, 0x80)",
+					     "Edge, ActiveHigh, Exclusive",
+					     "_S5"};
 	for (size_t i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++)
 		if (strstr(text, wanted[i]) == NULL)
 			fail_msg("the disassembly lacks %s:\n%s", wanted[i], text);
@@ -72,7 +79,9 @@ static void test_aml_lengths(void **state) {
 			aml_integer(&a, 0);
 		aml_end(&a);
 		assert_false(a.bad);
-		size_t length = room[1] >> 6 == 0 ? room[1] : (size_t)(room[1] & 15) | (size_t)room[2] << 4 | (room[1] >> 6 == 2 ? (size_t)room[3] << 12 : 0);
+		size_t length = room[1] >> 6 == 0
+					? room[1]
+					: (size_t)(room[1] & 15) | (size_t)room[2] << 4 | (room[1] >> 6 == 2 ? (size_t)room[3] << 12 : 0);
 		assert_int_equal(length, a.size - 1);
 	}
 	struct aml a;
@@ -120,7 +129,7 @@ static void test_cpuid_filter(void **state) {
 	assert_int_equal(entry(c, 1, 0)->ecx & (1u << 5 | 1u << 3 | 1u << 15 | 1u << 27), 0); // VMX, MONITOR, PDCM, OSXSAVE
 	assert_int_equal(entry(c, 1, 0)->ecx >> 31, 1);
 	assert_int_equal(entry(c, 1, 0)->ecx >> 24 & 1, 1);
-	assert_int_equal(entry(c, 0x80000007, 0)->edx, 0);	  // invariant TSC
+	assert_int_equal(entry(c, 0x80000007, 0)->edx, 0);          // invariant TSC
 	assert_int_equal(entry(c, 0x80000001, 0)->ecx >> 2 & 1, 0); // SVM
 	assert_null(entry(c, 0xa, 0));
 	assert_null(entry(c, 0xd, 18));
@@ -167,8 +176,13 @@ static void test_cpuid_check(void **state) {
 		uint32_t function, index, bit;
 		char reg;
 		const char *name;
-	} cases[] = {{1, 0, 28, 'c', "'avx'"}, {7, 0, 5, 'b', "'avx2'"},	     {7, 0, 16, 'b', "'avx512f'"}, {0x80000001, 0, 5, 'c', "'abm'"},
-		     {0xd, 0, 2, 'a', "'avx state'"}, {0x40000001, 0, 3, 'a', "'kvm-clock'"}, {7, 0, 31, 'c', "cpuid 0x7.0 ecx bit 31"}};
+	} cases[] = {{1, 0, 28, 'c', "'avx'"},
+		     {7, 0, 5, 'b', "'avx2'"},
+		     {7, 0, 16, 'b', "'avx512f'"},
+		     {0x80000001, 0, 5, 'c', "'abm'"},
+		     {0xd, 0, 2, 'a', "'avx state'"},
+		     {0x40000001, 0, 3, 'a', "'kvm-clock'"},
+		     {7, 0, 31, 'c', "cpuid 0x7.0 ecx bit 31"}};
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		struct kvm_cpuid_entry2 *x = entry(host, cases[i].function, cases[i].index);
 		uint32_t *reg = cases[i].reg == 'a' ? &x->eax : cases[i].reg == 'b' ? &x->ebx : &x->ecx;
@@ -253,8 +267,9 @@ static void test_ioapic(void **state) {
 
 int main(void) {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_dsdt_is_well_formed), cmocka_unit_test(test_dsdt_disassembles), cmocka_unit_test(test_aml_lengths),
-		cmocka_unit_test(test_cpuid_filter),	    cmocka_unit_test(test_cpuid_topology),    cmocka_unit_test(test_cpuid_check),
+		cmocka_unit_test(test_dsdt_is_well_formed), cmocka_unit_test(test_dsdt_disassembles),
+		cmocka_unit_test(test_aml_lengths),         cmocka_unit_test(test_cpuid_filter),
+		cmocka_unit_test(test_cpuid_topology),      cmocka_unit_test(test_cpuid_check),
 		cmocka_unit_test(test_cpuid_round_trip),    cmocka_unit_test(test_ioapic),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
