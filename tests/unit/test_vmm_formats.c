@@ -72,7 +72,8 @@ struct model {
 
 static void change(struct memory *m, struct model *model, unsigned *seed, int writes) {
 	for (int i = 0; i < writes; i++) {
-		uint64_t first = (uint64_t)rand_r(seed) % (LOW_PAGES + HIGH_PAGES), count = 1 + (uint64_t)rand_r(seed) % (i % 7 == 0 ? 100 : 3);
+		uint64_t first = (uint64_t)rand_r(seed) % (LOW_PAGES + HIGH_PAGES),
+			 count = 1 + (uint64_t)rand_r(seed) % (i % 7 == 0 ? 100 : 3);
 		for (uint64_t p = first; p < first + count && p < LOW_PAGES + HIGH_PAGES; p++) {
 			uint64_t word = rand_r(seed) % 4 == 0 ? 0 : (uint64_t)rand_r(seed) + 1;
 			*page_of(m, p) = model->words[p] = word;
