@@ -1,5 +1,5 @@
-// The artifact: any bytes as a zip. It is checked and, when that succeeds, unpacked into an empty folder; nothing may appear outside of that folder, and
-// what was unpacked may not be more than the limits. Names and link targets are tried on their own, too.
+// The artifact: any bytes as a zip. It is checked and, when that succeeds, unpacked into an empty folder; nothing may appear outside of
+// that folder, and what was unpacked may not be more than the limits. Names and link targets are tried on their own, too.
 #include "base/io.h"
 #include "images/builder/archive.h"
 

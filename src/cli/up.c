@@ -12,6 +12,7 @@
 #include "machine/exec.h"
 #include "machine/machine.h"
 #include "machine/probe.h"
+#include "machine/qemu.h"
 
 #include <getopt.h>
 #include <stdio.h>
@@ -203,7 +204,8 @@ int cmd_up(struct cli *c, int argc, char **argv) {
 	if (which == -2)
 		return code;
 	struct error e;
-	if (c->settings.mode[0] != '\0' && engine_answers(&c->settings, NULL)) {
+	// Asked with our own key: another home's engine may be on the same port.
+	if (c->settings.mode[0] != '\0' && client_call(&c->settings, "GET", "/_stasis/status", NULL, NULL, &e) == 0) {
 		print_up(c);
 		return EXIT_OK;
 	}
@@ -292,12 +294,15 @@ int cmd_doctor(struct cli *c, int argc, char **argv) {
 		fputs("stasis: the KVM probe could not run\n", stderr);
 		return EXIT_FAILED;
 	}
-	bool usable = kvm_probe_is_usable(&probe), qemu = access("/usr/bin/qemu-system-x86_64", X_OK) == 0;
+	char path[QEMU_PATH_MAX];
+	struct error e;
+	bool usable = kvm_probe_is_usable(&probe), qemu = qemu_find(path, &e) == 0;
 	const char *mode = usable ? "host" : qemu ? "machine" : "none";
+	int version = qemu ? qemu_major_version(path) : 0;
 	if (c->json) {
-		json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "mode", mode, "kvm", kvm_probe_state_name(probe.state), "reason",
-				      probe.reason, "remedy", probe.remedy, "createNs", (json_int_t)probe.create_ns, "runNs",
-				      (json_int_t)probe.run_ns);
+		json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:i}", "mode", mode, "kvm", kvm_probe_state_name(probe.state),
+				      "reason", probe.reason, "remedy", probe.remedy, "createNs", (json_int_t)probe.create_ns, "runNs",
+				      (json_int_t)probe.run_ns, "qemu", version);
 		print_json(o);
 		json_decref(o);
 	} else {
@@ -305,6 +310,11 @@ int cmd_doctor(struct cli *c, int argc, char **argv) {
 		printf("because    %s\n", probe.reason);
 		if (probe.remedy[0] != '\0')
 			printf("remedy     %s\n", probe.remedy);
+		if (!usable && version > 0 && version < QEMU_MAJOR_RELIABLE)
+			printf("warning    QEMU %d emulates nested virtualisation with faults: about every second build fails. Install "
+			       "QEMU %d "
+			       "or newer (Debian 12: bookworm-backports)\n",
+			       version, QEMU_MAJOR_RELIABLE);
 		printf("so         %s\n", usable ? "microVMs run on this host's KVM"
 					  : qemu ? "microVMs run in a machine of their own (QEMU emulates a host with KVM): everything "
 						   "works, 3 to 40 times slower"

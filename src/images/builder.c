@@ -308,6 +308,19 @@ static int drive(struct build *b, uint64_t artifact_bytes, uint64_t *ret_bytes, 
 	return build_explain(&b->slot, r, e);
 }
 
+// One builder from its snapshot to its end, with a blank output disk.
+static int attempt(struct build *b, int artifact, int output, uint64_t artifact_bytes, uint64_t *ret_bytes, struct error *e) {
+	if (ftruncate(output, 0) < 0 || ftruncate(output, (off_t)b->en->config.image_disk_limit) < 0)
+		return error_errno(e, "cannot make the image's disk");
+	int r = start_builder(b, artifact, output, e);
+	if (r < 0)
+		return r;
+	r = drive(b, artifact_bytes, ret_bytes, e);
+	slot_end(b->en, &b->slot);
+	stages_mark(&b->stages, "slot.end");
+	return r;
+}
+
 int builder_run(struct build *b, uint64_t *ret_bytes, struct error *e) {
 	const char *uri = json_string_value(json_object_get(json_object_get(b->config, "codeArtifact"), "uri"));
 	cleanup_close int artifact = -1;
@@ -331,14 +344,13 @@ int builder_run(struct build *b, uint64_t *ret_bytes, struct error *e) {
 	if (r < 0)
 		return r;
 	cleanup_close int output = fds[0];
-	if (ftruncate(output, (off_t)b->en->config.image_disk_limit) < 0)
-		return error_errno(e, "cannot make the image's disk");
-	r = start_builder(b, artifact, output, e);
-	if (r < 0)
-		return r;
-	r = drive(b, size, ret_bytes, e);
-	slot_end(b->en, &b->slot);
-	stages_mark(&b->stages, "slot.end");
+	r = attempt(b, artifact, output, size, ret_bytes, e);
+	if (r == -ESHUTDOWN) {
+		// The guest ended by itself. Nothing that a Dockerfile may do ends it, an emulated CPU sometimes does: once more, and say so.
+		log_warn("builder.again", LOG_S("image", b->image.arn), LOG_S("message", e->message));
+		output_log_note(&b->log, "the builder ended (%s): starting the build again", e->message);
+		r = attempt(b, artifact, output, size, ret_bytes, e);
+	}
 	if (r < 0)
 		return r;
 	char from[IMAGE_PATH + 64], to[IMAGE_PATH + 64];

@@ -84,7 +84,7 @@ void build_boot_request(struct vmm_boot *request, uint32_t memory_mib, uint32_t 
 
 int build_explain(struct slot *s, int code, struct error *e) {
 	if (code < 0 && code != -EREMOTEIO && s->client.fd >= 0 && vmm_look(&s->client))
-		error_set(e, code, "%s", s->client.reason);
+		return error_set(e, -ESHUTDOWN, "%s", s->client.reason);
 	return code;
 }
 

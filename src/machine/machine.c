@@ -25,6 +25,8 @@
 #include <unistd.h>
 
 #define START_TIMEOUT_MS 180000
+#define KERNEL_TIMEOUT_MS 30000
+#define KERNEL_ATTEMPTS 3
 #define STOP_TIMEOUT_MS 150000
 #define CERTIFICATES "/etc/ssl/certs/ca-certificates.crt"
 #define CPUS_MOST 32
@@ -231,13 +233,15 @@ static int explain_end(const char *log, const char *path, struct error *e) {
 	return error_set(e, -EIO, "the machine ended while it started; its log: %s", path);
 }
 
+// -EAGAIN: the kernel has not reached user space within KERNEL_TIMEOUT_MS (it takes 2 to 5 s).
 static int follow_start(const char *home, machine_progress progress, void *arg, struct error *e) {
 	char path[QEMU_PATH_MAX], text[320];
 	int code = path_of(home, "console.log", path, e);
 	if (code < 0)
 		return code;
 	bool user_space = false;
-	for (uint64_t end = monotonic_ms() + START_TIMEOUT_MS; monotonic_ms() < end; usleep(20000)) {
+	uint64_t start = monotonic_ms();
+	for (uint64_t now = start; now < start + START_TIMEOUT_MS; usleep(20000), now = monotonic_ms()) {
 		// In this order: what a machine that has ended has written is all there.
 		bool running = machine_is_running(home);
 		cleanup_free char *log = NULL;
@@ -249,6 +253,9 @@ static int follow_start(const char *home, machine_progress progress, void *arg, 
 		if (!user_space && log != NULL && (user_space = find_line(log, "machine: user space", text, sizeof(text))) &&
 		    progress != NULL)
 			progress(arg, "the machine's kernel is up");
+		if (!user_space && now > start + KERNEL_TIMEOUT_MS)
+			return error_set(e, -EAGAIN, "the machine's kernel did not start within %d s; its log: %s",
+					 KERNEL_TIMEOUT_MS / 1000, path);
 	}
 	return error_set(e, -ETIMEDOUT, "the machine did not start within %d s; its log: %s", START_TIMEOUT_MS / 1000, path);
 }
@@ -281,28 +288,53 @@ static int launch(const struct machine_options *o, int lock, machine_progress pr
 	return code;
 }
 
+static bool wait_for_end(const char *home, unsigned timeout_ms) {
+	for (uint64_t end = monotonic_ms() + timeout_ms; machine_is_running(home); usleep(20000))
+		if (monotonic_ms() > end)
+			return false;
+	return true;
+}
+
+// QEMU is ended at once; the state disk was not mounted yet or is a journal's to mend.
+static void stop_hung(const char *home) {
+	char path[QEMU_PATH_MAX];
+	if (path_of(home, "qmp.sock", path, NULL) == 0 && qmp_execute(path, "quit", NULL, NULL) == 0 && wait_for_end(home, 10000))
+		return;
+	pid_t pid = read_pid(home);
+	if (pid > 0 && machine_is_running(home))
+		kill(pid, SIGKILL);
+	wait_for_end(home, 10000);
+}
+
+static int start_once(struct machine_options *o, machine_progress progress, void *arg, struct error *e) {
+	cleanup_close int lock = take_lock(o->home, true);
+	if (lock == -EWOULDBLOCK)
+		return error_set(e, -EALREADY, "the machine of %s runs already (`stasis status`)", o->home);
+	if (lock < 0)
+		return error_set(e, lock, "cannot lock %s/machine/lock: %s", o->home, strerror(-lock));
+	int code = choose_size(o, e);
+	if (code < 0 || (code = launch(o, lock, progress, arg, e)) < 0)
+		return code;
+	close(take_fd(&lock));
+	return follow_start(o->home, progress, arg, e);
+}
+
 int machine_start(const struct machine_options *given, machine_progress progress, void *arg, struct error *e) {
 	struct machine_options o = *given;
 	char folder[QEMU_PATH_MAX];
 	int code = path_of(o.home, "", folder, e);
 	if (code < 0 || (code = make_folders(folder, 0700, e)) < 0)
 		return code;
-	cleanup_close int lock = take_lock(o.home, true);
-	if (lock == -EWOULDBLOCK)
-		return error_set(e, -EALREADY, "the machine of %s runs already (`stasis status`)", o.home);
-	if (lock < 0)
-		return error_set(e, lock, "cannot lock %s/lock: %s", folder, strerror(-lock));
-	if ((code = choose_size(&o, e)) < 0 || (code = launch(&o, lock, progress, arg, e)) < 0)
-		return code;
-	close(take_fd(&lock));
-	return follow_start(o.home, progress, arg, e);
-}
-
-static bool wait_for_end(const char *home, unsigned timeout_ms) {
-	for (uint64_t end = monotonic_ms() + timeout_ms; machine_is_running(home); usleep(20000))
-		if (monotonic_ms() > end)
-			return false;
-	return true;
+	// Seen with QEMU 10 once in about six starts: the second CPU gets no timer interrupts and the kernel waits for ever.
+	for (int i = 0; i < KERNEL_ATTEMPTS; i++) {
+		code = start_once(&o, progress, arg, e);
+		if (code != -EAGAIN)
+			break;
+		stop_hung(o.home);
+		if (progress != NULL && i + 1 < KERNEL_ATTEMPTS)
+			progress(arg, "the machine's kernel hangs");
+	}
+	return code;
 }
 
 int machine_stop(const char *home, struct error *e) {

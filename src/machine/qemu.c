@@ -6,10 +6,13 @@
 #include "base/cleanup.h"
 #include "machine/exec.h"
 
+#include <fcntl.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 // What EPYC-v3 has and TCG does not, named so that QEMU does not warn about each.
@@ -20,7 +23,8 @@ static const char cpu[] =
 // mitigations=off: speculation is the host's affair, the code of the machine is translated. tsc=reliable: TCG's TSC is the host's clock on every
 // CPU. rcu_expedited: grace periods, which KVM and network namespaces wait for, take microseconds instead of ticks.
 #define KERNEL_COMMAND                                                                                                                     \
-	"console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check rcupdate.rcu_expedited=1 audit=0 nowatchdog apparmor=0 " \
+	"console=ttyS0 quiet oops=panic panic=-1 mitigations=off tsc=reliable no_timer_check rcupdate.rcu_expedited=1 audit=0 nowatchdog " \
+	"apparmor=0 "                                                                                                                      \
 	"random.trust_cpu=on"
 
 static void add(struct qemu_command *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -177,6 +181,30 @@ int qemu_find(char *to, struct error *e) {
 	return error_set(e, -ENOENT,
 			 "qemu-system-x86_64 is not installed: Stasis needs it on hosts without usable KVM (Debian: `apt-get install "
 			 "qemu-system-x86`)");
+}
+
+int qemu_major_version(const char *qemu) {
+	int out[2];
+	if (pipe2(out, O_CLOEXEC) < 0)
+		return 0;
+	posix_spawn_file_actions_t actions;
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
+	char *argv[] = {strdupa(qemu), strdupa("--version"), NULL};
+	pid_t pid;
+	int r = posix_spawn(&pid, qemu, &actions, NULL, argv, environ);
+	posix_spawn_file_actions_destroy(&actions);
+	close(out[1]);
+	char text[128] = "";
+	size_t length = 0;
+	ssize_t n;
+	while (r == 0 && length < sizeof(text) - 1 && (n = read(out[0], text + length, sizeof(text) - 1 - length)) > 0)
+		length += (size_t)n;
+	close(out[0]);
+	if (r == 0)
+		waitpid(pid, NULL, 0);
+	const char *number = strstr(text, "version ");
+	return number != NULL ? atoi(number + strlen("version ")) : 0;
 }
 
 unsigned machine_default_memory(uint64_t available_mib) {

@@ -20,6 +20,13 @@ void qemu_command_free(struct qemu_command *c);
 // Path of qemu-system-x86_64 into to[QEMU_PATH_MAX].
 int qemu_find(char *to, struct error *e);
 
+// Major version of that program, 0 when it does not say.
+int qemu_major_version(const char *qemu);
+
+// From this version on, KVM inside the machine is reliable: 7.2 loses the inner processor's state in about every second image build (the outer
+// kernel then runs on the guest's GS base and panics); 10.0 very seldom does.
+#define QEMU_MAJOR_RELIABLE 10
+
 // The first of the names that is an executable in $PATH, /usr/sbin or /sbin.
 int find_executable(const char *name, char *to, size_t size);
 

@@ -82,7 +82,7 @@ static void test_memory_above_hole(void **state) {
 // All CPUs tick, memory is whole, time does not jump. *from: where the last tick on the console ended.
 static void expect_ticks(struct vmm *v, int count, uint32_t vcpus, size_t *from) {
 	for (int i = 0; i < count; i++) {
-		wait_for(v, "end of tick\n", from);
+		wait_for(v, "end of tick", from);
 		assert_int_equal(guest_value(v, "alive"), vcpus);
 		assert_int_equal(guest_value(v, "wrong"), 0);
 		assert_true(guest_value(v, "step_ms") < 20000);

@@ -1,8 +1,8 @@
 // Reading the artifact with libarchive's zip reader (the seeking one: names and sizes come from the central directory).
 //
 // Two passes over the same bytes. The first one reads names and declared sizes only, so that a bad archive fails before a byte is written.
-// The second one unpacks, and trusts nothing that the first one saw: the limits hold for what really comes out of the decompressor. libarchive's own checks (no
-// absolute names, no "..", nothing through links) stand behind ours.
+// The second one unpacks, and trusts nothing that the first one saw: the limits hold for what really comes out of the decompressor.
+// libarchive's own checks (no absolute names, no "..", nothing through links) stand behind ours.
 
 #include "images/builder/archive.h"
 
@@ -267,7 +267,8 @@ static int unpack_data(struct archive *a, struct archive *disk, const char *name
 	return r == ARCHIVE_EOF ? 0 : read_problem(a, e);
 }
 
-// Modes as the zip says, within reason: no set-id bits (the owner is not the one who set them), and what has no mode at all gets the usual one.
+// Modes as the zip says, within reason: no set-id bits (the owner is not the one who set them), and what has no mode at all gets the
+// usual one.
 static void set_mode(struct archive_entry *entry) {
 	bool folder = archive_entry_filetype(entry) == AE_IFDIR;
 	mode_t mode = archive_entry_perm(entry) & 0777;

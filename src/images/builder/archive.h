@@ -25,13 +25,14 @@ struct archive_summary {
 	char elsewhere[128]; // the first path whose last part is the Dockerfile's name in any case, or empty
 };
 
-// Reads all names, types and declared sizes and refuses what may not be unpacked: absolute names, "..", links that lead out of the folder, files
-// that are neither file, folder nor link, encrypted ones, names that are not UTF-8, more than the limits. Errors are named ARCHIVE_INVALID
-// (-EBADMSG) with a message for the user. `dockerfile` is the name to look for.
+// Reads all names, types and declared sizes and refuses what may not be unpacked: absolute names, "..", links that lead out of the
+// folder, files that are neither file, folder nor link, encrypted ones, names that are not UTF-8, more than the limits. Errors are
+// named ARCHIVE_INVALID (-EBADMSG) with a message for the user. `dockerfile` is the name to look for.
 int archive_check(const struct archive_source *s, const struct archive_limits *l, const char *dockerfile, struct archive_summary *ret,
 		  struct error *e);
 
-// Unpacks into the current folder, which should be empty, checking everything again. Files belong to root, with the modes that the zip says. -ENOSPC is named DISK_STORAGE_FULL.
+// Unpacks into the current folder, which should be empty, checking everything again. Files belong to root, with the modes that the zip
+// says. -ENOSPC is named DISK_STORAGE_FULL.
 int archive_unpack(const struct archive_source *s, const struct archive_limits *l, struct archive_summary *ret, struct error *e);
 
 // Whether the name (of an entry, or of the Dockerfile) stays inside the folder: relative, no "..", valid UTF-8, not overlong.

@@ -3,15 +3,17 @@
 //     build REQUEST.json RESULT.json
 //
 // The request is the agent protocol's `build` operation (docs/agent-protocol.md), the result is its reply without `id`. What a
-// user should see in the build's log goes to standard output. The exit status is 0 when the build succeeded and 1 when it did not; both write a result.
+// user should see in the build's log goes to standard output. The exit status is 0 when the build succeeded and 1 when it did not; both
+// write a result.
 //
 // How a build goes, on disks known by their serials (artifact, scratch, bases, output):
 //
 //   1. scratch becomes buildah's store and working space, bases its read-only additional store
 //   2. the zip is checked and unpacked into scratch
 //   3. buildah runs the Dockerfile, with the network of the builder, and commits one layer above the base image
-//   4. output becomes the root file system. Where the image stands on one of our base images, that base's file system is copied block by block from bases
-//      (a sequential copy of what is used), and only the layers above are merged file by file. Other images are merged into a fresh file system.
+//   4. output becomes the root file system. Where the image stands on one of our base images, that base's file system is copied block
+//      by block from bases (a sequential copy of what is used), and only the layers above are merged file by file. Other images are merged
+//      into a fresh file system.
 //   5. the image's configuration goes to /.stasis/config.json, and the disk is flushed
 //
 // The builder is thrown away after one build, so nothing is cleaned up here but what makes the disks complete.

@@ -1,8 +1,8 @@
 // Disks: found through /sys/block/<name>/serial, formatted, or filled from a template.
 //
 // A blank disk costs what is written to it, so nothing here writes zeros: mke2fs is told that the storage is zeroed
-// (assume_storage_prezeroed, e2fsprogs 1.47), which also marks the inode tables as initialised. Otherwise the kernel would write 128 MiB of zeros into
-// every microVM's layer later on (its lazy initialisation).
+// (assume_storage_prezeroed, e2fsprogs 1.47), which also marks the inode tables as initialised. Otherwise the kernel would write 128
+// MiB of zeros into every microVM's layer later on (its lazy initialisation).
 
 #include "images/builder/disks.h"
 

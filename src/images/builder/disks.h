@@ -15,8 +15,8 @@ struct disk {
 // Finds the block device whose virtio serial is `serial`. -ENODEV when there is none.
 int disk_find(const char *serial, struct disk *ret, struct error *e);
 
-// Makes an ext4 file system on a blank disk (one that reads as zeros): nothing that is zero already is written. `label` has at most 16 characters;
-// `options` are further arguments of mke2fs, NULL-terminated, or NULL.
+// Makes an ext4 file system on a blank disk (one that reads as zeros): nothing that is zero already is written. `label` has at most 16
+// characters; `options` are further arguments of mke2fs, NULL-terminated, or NULL.
 int disk_format(const struct disk *d, const char *label, const char *const options[], struct error *e);
 
 // Writes the data of a sparse file at the start of a blank disk: holes are left alone.

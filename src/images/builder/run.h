@@ -30,8 +30,8 @@ struct run_options {
 };
 
 // Runs a program (argv[0] is searched in PATH) and waits for it; its two outputs come out on standard output. Returns its exit
-// status (128 + signal when one killed it), or a negative errno when it could not be run. A process that it left behind and that still holds its
-// output does not keep the caller waiting. `ret` may be NULL.
+// status (128 + signal when one killed it), or a negative errno when it could not be run. A process that it left behind and that still
+// holds its output does not keep the caller waiting. `ret` may be NULL.
 int run_program(const char *const argv[], const struct run_options *o, struct run_lines *ret, struct error *e);
 
 // The same, for a program that must succeed: a non-zero exit status is -EIO with its last line in the message.

@@ -114,8 +114,8 @@ static int copy_attributes(struct merge *m, const char *from, const char *to) {
 	return 0;
 }
 
-// Owner, mode, attributes and times of an entry that has been made; in this order: changing the owner clears set-id bits and capabilities, and
-// everything changes times.
+// Owner, mode, attributes and times of an entry that has been made; in this order: changing the owner clears set-id bits and
+// capabilities, and everything changes times.
 static int copy_metadata(struct merge *m, int from, int to, const char *name, const struct stat *st) {
 	if (fchownat(to, name, st->st_uid, st->st_gid, AT_SYMLINK_NOFOLLOW) < 0)
 		return fail(m, "set the owner of", name);

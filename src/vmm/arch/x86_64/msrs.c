@@ -173,11 +173,10 @@ int msrs_load(int vcpu_fd, const uint8_t *entries, uint32_t count, struct error 
 }
 
 int msrs_set_boot(int vcpu_fd, struct error *e) {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entry;
-	} m = {.head = {.nmsrs = 1}, .entry = {.index = MSR_MTRR_DEFAULT, .data = MTRR_ENABLED_WRITE_BACK}};
-	if (ioctl(vcpu_fd, KVM_SET_MSRS, &m) < 0)
-		return error_errno(e, "KVM_SET_MSRS");
-	return 0;
+	cleanup_free struct kvm_msrs *m = msrs_new();
+	if (m == NULL)
+		return error_set(e, -ENOMEM, "out of memory");
+	m->nmsrs = 1;
+	m->entries[0] = (struct kvm_msr_entry){.index = MSR_MTRR_DEFAULT, .data = MTRR_ENABLED_WRITE_BACK};
+	return ioctl(vcpu_fd, KVM_SET_MSRS, m) < 0 ? error_errno(e, "KVM_SET_MSRS") : 0;
 }
