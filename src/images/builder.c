@@ -20,7 +20,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define BUILDER_VCPUS 2
 #define BOOT_MS 120000
 #define REPLY_MS 60000
 #define BUILD_GRACE_MS 5000
@@ -97,7 +96,7 @@ static int boot(struct engine *en, struct slot *s, const char *folder, struct er
 	size_t own = nfds;
 	if (r >= 0 && (r = open_disks(en, artifact, output, disks, e)) == 0) {
 		builder_devices(en, &request->devices, disks, fds, &nfds);
-		build_boot_request(request, (uint32_t)en->config.builder_memory_mib, BUILDER_VCPUS);
+		build_boot_request(request, (uint32_t)en->config.builder_memory_mib, (uint32_t)en->config.builder_vcpus);
 		r = vmm_boot(&s->client, request, fds, nfds, e);
 		close_disks(disks);
 	}
@@ -141,7 +140,8 @@ static int make_snapshot(struct engine *en, const char *folder, struct error *e)
 	stages_begin(&stages, "builder", "builder");
 	snprintf(path, sizeof(path), "%s/key", folder);
 	unlink(path);
-	int r = slot_take(en, LAUNCH_EGRESS_INTERNET, BUILDER_VCPUS, (uint32_t)en->config.builder_memory_mib, &slot, e);
+	int r = slot_take(en, LAUNCH_EGRESS_INTERNET, (uint32_t)en->config.builder_vcpus, (uint32_t)en->config.builder_memory_mib, &slot,
+			  e);
 	if (r < 0)
 		return r;
 	stages_mark(&stages, "launch.take");
@@ -202,7 +202,8 @@ static int restore(struct build *b, int artifact, int output, struct error *e) {
 }
 
 static int take_and_restore(struct build *b, int artifact, int output, struct error *e) {
-	int r = slot_take(b->en, b->settings.egress, BUILDER_VCPUS, (uint32_t)b->en->config.builder_memory_mib, &b->slot, e);
+	int r = slot_take(b->en, b->settings.egress, (uint32_t)b->en->config.builder_vcpus, (uint32_t)b->en->config.builder_memory_mib,
+			  &b->slot, e);
 	if (r < 0)
 		return r;
 	stages_mark(&b->stages, "launch.take");

@@ -122,10 +122,10 @@ static int read_manifest(struct engine *en, struct error *e) {
 		r = read_bases(im, manifest);
 	if (r == 0) {
 		snprintf(im->builder_key, sizeof(im->builder_key),
-			 "stasis %.31s kernel %.64s initrd %.64s builder %.64s bases %.64s memory %lld artifact %lld disk %lld\n",
+			 "stasis %.31s kernel %.64s initrd %.64s builder %.64s bases %.64s memory %lld vcpus %d artifact %lld disk %lld\n",
 			 en->version, asset_hash(manifest, "kernel"), asset_hash(manifest, "guest.initrd"), asset_hash(manifest, "builder"),
-			 asset_hash(manifest, "bases"), (long long)en->config.builder_memory_mib, (long long)en->config.artifact_limit,
-			 (long long)en->config.image_disk_limit);
+			 asset_hash(manifest, "bases"), (long long)en->config.builder_memory_mib, en->config.builder_vcpus,
+			 (long long)en->config.artifact_limit, (long long)en->config.image_disk_limit);
 		r = keep_system_disk(en, asset_hash(manifest, "system"), e);
 	}
 	json_decref(manifest);

@@ -61,6 +61,7 @@ static const struct member members[] = {
 	NUMBER("artifactLimitBytes", MEMBER_INT64, artifact_limit, 1 << 20, 1099511627776.0, 1073741824),
 	NUMBER("imageDiskBytes", MEMBER_INT64, image_disk_limit, 256 << 20, 1099511627776.0, 8589934592.0),
 	NUMBER("builderMemoryMib", MEMBER_INT64, builder_memory_mib, 256, 262144, 2048),
+	NUMBER("builderVcpus", MEMBER_INT, builder_vcpus, 1, 16, 2),
 	NUMBER("concurrentBuilds", MEMBER_INT, concurrent_builds, 1, 64, 1),
 	NUMBER("buildLimitSeconds", MEMBER_INT64, build_limit_s, 10, 86400, 3600),
 	TEXT("logLevel", MEMBER_LEVEL, log_level, "info"),

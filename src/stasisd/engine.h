@@ -33,6 +33,7 @@ struct config {
 	int64_t artifact_limit;       // "artifactLimitBytes": 1 GiB
 	int64_t image_disk_limit;     // "imageDiskBytes": 8 GiB
 	int64_t builder_memory_mib;   // "builderMemoryMib": 2048
+	int builder_vcpus;            // "builderVcpus": 2
 	int concurrent_builds;        // "concurrentBuilds": 1
 	int64_t build_limit_s;        // "buildLimitSeconds": 3600; a build that takes longer fails
 	char log_level[8];            // "logLevel": info; debug, info, warn, error
