@@ -186,7 +186,7 @@ int cmd_up(struct cli *c, int argc, char **argv) {
 				   "  --machine         in a virtual machine of its own, even if this host has usable KVM\n"
 				   "  --host            on this host itself (as root)\n"
 				   "  --memory MIB      of the machine (default: what is sensible for this host)\n"
-				   "  --cpus N          of the machine (default: all)\n"
+				   "  --cpus N          of the machine (default: 1; with more its emulation crashes now and then)\n"
 				   "  --port-base PORT  API at PORT, artifact store at PORT+1, endpoints at PORT+32 (default 7411)\n"
 				   "  --json\n";
 	static const struct option options[] = {{"machine", no_argument, NULL, 'm'},         {"host", no_argument, NULL, 'h'},

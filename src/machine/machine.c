@@ -96,7 +96,7 @@ static uint64_t available_memory_mib(void) {
 
 static int choose_size(struct machine_options *o, struct error *e) {
 	if (o->cpus == 0)
-		o->cpus = (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
+		o->cpus = MACHINE_CPUS;
 	if (o->cpus > CPUS_MOST)
 		o->cpus = CPUS_MOST;
 	uint64_t available = available_memory_mib();

@@ -14,13 +14,14 @@
 
 #define MACHINE_MEMORY_LEAST_MIB 4096u   // what the default never goes below
 #define MACHINE_MEMORY_MOST_MIB 16384u   // … nor above
+#define MACHINE_CPUS 1u                  // more is faster under load, but not reliable: docs/machine.md
 #define MACHINE_DISK_BYTES (64ull << 30) // sparse
 
 struct machine_options {
 	const char *home;                                               // $STASIS_HOME; has engine/config.json already
 	const char *program;                                            // folder with the programs and assets/
 	unsigned memory_mib;                                            // 0: 60 % of what the host has free, within the limits above
-	unsigned cpus;                                                  // 0: all of the host's, at most 32
+	unsigned cpus;                                                  // 0: MACHINE_CPUS; at most 32
 	unsigned pool;                                                  // slots that stasis-launch keeps ready; 0: its default
 	uint16_t api_port, artifacts_port, edge_port;                   // on the host's 127.0.0.1
 	uint16_t guest_api_port, guest_artifacts_port, guest_edge_port; // where the engine listens inside, on all addresses

@@ -171,6 +171,7 @@ for (const [what, entries, code, message, request, environment] of [
   ['an unknown instruction', [['Dockerfile', 'FROM stasis/debian\nRUNN x\n']], 'CONTAINER_BUILD_FAILED', /Unknown instruction: "RUNN"$/],
   ['an empty Dockerfile', [['Dockerfile', '']], 'CONTAINER_BUILD_FAILED', /no contents/],
   ['nothing to start', [['Dockerfile', 'FROM stasis/debian\nRUN true\n']], 'CONTAINER_BUILD_FAILED', /neither ENTRYPOINT nor CMD/],
+  ['FROM alone', [['Dockerfile', 'FROM stasis/debian\n']], 'CONTAINER_BUILD_FAILED', /neither ENTRYPOINT nor CMD/],
   ['no Dockerfile', [['readme', '']], 'ARCHIVE_DOCKERFILE_NOT_FOUND', /no Dockerfile at its root\.$/],
   ['a folder in a folder', [['app/Dockerfile', minimal]], 'ARCHIVE_DOCKERFILE_NOT_FOUND', /app\/Dockerfile/],
   ['a climbing name', [['Dockerfile', minimal], ['../x', '']], 'ARCHIVE_INVALID', /'\.\.\/x'/],

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { after, test } from 'node:test'
-import { api, build, call, cli, engine, inside, removeImage, waitState } from './engine.mjs'
+import { api, build, call, cli, engine, inside, removeImage, sleep, waitState } from './engine.mjs'
 
 const made = []
 const attempt = async (name, files, more) => {
@@ -76,20 +76,18 @@ CMD ["one", "two words"]
   await waitState(m.microvmId, 'TERMINATED')
 })
 
-test('root has the default capabilities, and all of them when asked for', async () => {
-  const files = { Dockerfile: 'FROM stasis/python\nWORKDIR /app\nCOPY server.py .\nCMD ["python3", "server.py"]\n', 'server.py': server }
+test('root has all capabilities when asked for', async () => {
   const { client } = await engine()
-  for (const [name, more, expected] of [
-    ['e2e-caps', {}, '00000000a80425fb'],
-    ['e2e-caps-all', { additionalOsCapabilities: ['ALL'] }, '000001ffffffffff'],
-  ]) {
-    const image = await attempt(name, files, more)
-    assert.equal(image.image.state, 'CREATED', image.reason)
-    const m = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn }))
-    const got = JSON.parse((await call(m, '/')).body)
-    assert.equal(got.caps.find((l) => l.startsWith('CapEff')).split(/\s+/)[1], expected)
-    await client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: m.microvmId }))
-  }
+  const image = await attempt(
+    'e2e-caps-all',
+    { Dockerfile: 'FROM stasis/python\nWORKDIR /app\nCOPY server.py .\nCMD ["python3", "server.py"]\n', 'server.py': server },
+    { additionalOsCapabilities: ['ALL'] },
+  )
+  assert.equal(image.image.state, 'CREATED', image.reason)
+  const m = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn }))
+  const got = JSON.parse((await call(m, '/')).body)
+  assert.equal(got.caps.find((l) => l.startsWith('CapEff')).split(/\s+/)[1], '000001ffffffffff')
+  await client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: m.microvmId }))
 })
 
 const hopeless = [
@@ -98,8 +96,8 @@ const hopeless = [
   ['a Dockerfile in a subfolder', { 'inner/Dockerfile': 'FROM stasis/debian\n' }, /Dockerfile/],
   ['a broken zip', Buffer.from('PK\x03\x04 this is no zip at all'.repeat(50)), /zip|archive/i],
   ['an empty artifact', Buffer.alloc(0), /zip|archive|empty/i],
-  ['a Dockerfile that is none', { Dockerfile: 'HELLO world\n' }, /HELLO|Dockerfile|instruction/i],
-  ['neither CMD nor ENTRYPOINT', { Dockerfile: 'FROM stasis/debian\nRUN true\n' }, /CMD|ENTRYPOINT/],
+  ['a Dockerfile that is none', { Dockerfile: 'HELLO world\n' }, /no FROM statement/],
+  ['neither CMD nor ENTRYPOINT', { Dockerfile: 'FROM stasis/debian\n' }, /CMD|ENTRYPOINT/],
   ['an application that ends', { Dockerfile: 'FROM stasis/debian\nCMD ["sh", "-c", "echo goodbye; exit 7"]\n' }, /7/],
   ['an application that is not there', { Dockerfile: 'FROM stasis/debian\nCMD ["/no/such/program"]\n' }, /no\/such\/program|not found|no such file/i],
 ]
@@ -113,13 +111,13 @@ for (const [what, files, reason] of hopeless)
   })
 
 test('a zip bomb fails and says why', async () => {
-  // 6 GiB of zeros compress to 6 MiB.
-  execFileSync('sh', ['-c', 'rm -rf /tmp/stasis-bomb* && mkdir /tmp/stasis-bomb && cd /tmp/stasis-bomb && truncate -s 6G zeros && printf "FROM stasis/debian\\nCOPY . /\\n" > Dockerfile && zip -q -1 ../stasis-bomb.zip zeros Dockerfile'])
+  // What compresses to 4 MiB.
+  execFileSync('sh', ['-c', 'rm -rf /tmp/stasis-bomb* && mkdir /tmp/stasis-bomb && cd /tmp/stasis-bomb && truncate -s 4200M zeros && printf "FROM stasis/debian\\nCOPY . /\\n" > Dockerfile && zip -q -1 ../stasis-bomb.zip zeros Dockerfile'])
   const { readFileSync } = await import('node:fs')
   const r = await attempt('e2e-bad-bomb', readFileSync('/tmp/stasis-bomb.zip'))
   execFileSync('rm', ['-rf', '/tmp/stasis-bomb', '/tmp/stasis-bomb.zip'])
   assert.equal(r.build.buildState, 'FAILED')
-  assert.match(r.reason, /large|limit|bytes|space|GiB/i)
+  assert.match(r.reason, /unpacks to more than 4096 MiB/)
 })
 
 test('a ready hook that never answers fails and says why', async () => {
@@ -161,6 +159,11 @@ test('the build output can be read with the command line', async () => {
 })
 
 test('failed builds leave no disks behind', async () => {
-  const files = await inside('find /var/lib/stasis/images /var/lib/stasis/builder -name "*.tmp*" -o -name "scratch*" -o -name "artifact*" | wc -l')
-  assert.equal(files.trim(), '0')
+  // Other test files may build at the same time.
+  for (let i = 0; ; i++) {
+    const files = await inside('find /var/lib/stasis/images /var/lib/stasis/builder -name "*.tmp*" -o -name "scratch*" -o -name "artifact*"')
+    if (files === '') return
+    assert.ok(i < 120, `left: ${files}`)
+    await sleep(500)
+  }
 })

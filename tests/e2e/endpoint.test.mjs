@@ -31,7 +31,8 @@ class H(http.server.BaseHTTPRequestHandler):
         elif self.path.startswith('/big'):
             self.reply(200, b'0123456789abcdef' * (1 << 18))
         else:
-            self.reply(200, json.dumps({'path': self.path, 'headers': dict(self.headers), 'peer': self.client_address[0]}).encode())
+            self.reply(200, json.dumps({'path': self.path, 'headers': dict(self.headers), 'peer': self.client_address[0],
+                'caps': next(l.split()[1] for l in open('/proc/self/status') if l.startswith('CapEff'))}).encode())
     def do_POST(self):
         self.reply(200, hashlib.sha256(self.read_body()).hexdigest().encode())
     def do_HEAD(self):
@@ -91,6 +92,7 @@ test('the application sees the request, but not what is Stasis\'s own', async ()
   const headers = Object.fromEntries(Object.entries(got.headers).map(([k, v]) => [k.toLowerCase(), v]))
   assert.equal(got.path, '/some/path?q=1')
   assert.equal(got.peer, '127.0.0.1')
+  assert.equal(got.caps, '00000000a80425fb', 'root has the default capabilities of containers')
   assert.equal(headers.host, m.endpoint)
   assert.equal(headers.traceparent, '00-abc')
   assert.match(headers['x-amzn-requestid'], /^[0-9a-f-]{36}$/)

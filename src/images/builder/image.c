@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "base/io.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <string.h>
 
@@ -19,13 +20,15 @@ static void cleanup_json_fn(json_t **j) {
 }
 #define cleanup_json __attribute__((cleanup(cleanup_json_fn)))
 
+// A list that is not there is an empty one: a Dockerfile of FROM alone leaves buildah's own store empty.
 static json_t *load(const char *store, const char *name, struct error *e) {
 	char path[PATH_MAX];
 	cleanup_free char *text = NULL;
 	size_t size;
 	snprintf(path, sizeof(path), "%s/%s", store, name);
-	if (read_file(path, STORE_JSON_MAX, &text, &size, e) < 0)
-		return NULL;
+	int r = read_file(path, STORE_JSON_MAX, &text, &size, e);
+	if (r < 0)
+		return r == -ENOENT ? json_array() : NULL;
 	json_error_t why;
 	json_t *j = json_loadb(text, size, 0, &why);
 	if (j == NULL || !json_is_array(j)) {
@@ -63,9 +66,13 @@ int image_read(const char *store, const char *bases, const char *id, struct imag
 	cleanup_json json_t *images = load(store, "overlay-images/images.json", e);
 	cleanup_json json_t *own = images != NULL ? load(store, "overlay-layers/layers.json", e) : NULL;
 	cleanup_json json_t *base = own != NULL ? load(bases, "overlay-layers/layers.json", e) : NULL;
-	if (base == NULL)
+	cleanup_json json_t *base_images = base != NULL ? load(bases, "overlay-images/images.json", e) : NULL;
+	if (base_images == NULL)
 		return -EBADMSG;
 	const json_t *image = with_id(images, id);
+	const char *home = image != NULL ? store : bases;
+	if (image == NULL)
+		image = with_id(base_images, id);
 	if (image == NULL)
 		return error_set(e, -ENOENT, "the image %.12s is not in buildah's store", id);
 
@@ -91,7 +98,7 @@ int image_read(const char *store, const char *bases, const char *id, struct imag
 	for (size_t i = 0; i < n; i++)
 		ret->layers[i] = chain[n - 1 - i];
 	ret->layer_count = n;
-	return read_config(store, id, ret, e);
+	return read_config(home, id, ret, e);
 }
 
 int image_check_config(const char *config, size_t size, struct error *e) {
