@@ -1,30 +1,43 @@
 # shellcheck shell=bash
-# The kernel, Debian's own, unmodified, for microVMs and for the machine, and the initrds: one init program and the modules that it loads.
+# Debian's kernels, unmodified, and the initrds: one init program and the modules that it loads. MicroVMs boot Debian 12's kernel ("kernel"), the
+# machine the one of its backports ("machine.kernel"): from Linux 6.11 on KVM can map a guest's pages in advance, which halves the time of a
+# launch where KVM runs on an emulated processor.
 # shellcheck disable=SC2154
 
-kernel_release_if_known() {
-	cat "$output/kernel.release" 2>/dev/null || true
+# release_if_known KERNEL
+release_if_known() {
+	cat "$output/$1.release" 2>/dev/null || true
+}
+
+# fetch_kernel KERNEL [APT OPTION…]: unpacks Debian's current kernel to .work/KERNEL, and writes its release to OUTPUT/KERNEL.release.
+fetch_kernel() {
+	local kernel=$1 package release
+	shift
+	package=$(APT_CONFIG=$apt/apt.conf apt-cache "$@" depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*-amd64\).*/\1/p' | head -n 1)
+	[ -n "$package" ] || fail "Debian's package lists have no linux-image-amd64"
+	# The package alone: what it depends on makes initramfs images on an installed system.
+	download "$kernel" "$package"
+	release=${package#linux-image-}
+	rm -rf "$work/$kernel.new"
+	mkdir -p "$work/$kernel.new"
+	dpkg-deb --fsys-tarfile "$(cat "$work/$kernel.debs")" | tar -x -C "$work/$kernel.new" --no-same-owner ./boot ./lib/modules
+	depmod -b "$work/$kernel.new" "$release"
+	rm -rf "$work/$kernel"
+	mv "$work/$kernel.new" "$work/$kernel"
+	echo "$release" >"$output/$kernel.release.new"
+	mv "$output/$kernel.release.new" "$output/$kernel.release"
 }
 
 make_kernel() {
-	local package release
-	package=$(APT_CONFIG=$apt/apt.conf apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*-amd64\).*/\1/p' | head -n 1)
-	[ -n "$package" ] || fail "Debian's package lists have no linux-image-amd64"
-	# The package alone: what it depends on makes initramfs images on an installed system.
-	download kernel "$package"
-	release=${package#linux-image-}
-	rm -rf "$work/kernel.new"
-	mkdir -p "$work/kernel.new"
-	dpkg-deb --fsys-tarfile "$(cat "$work/kernel.debs")" | tar -x -C "$work/kernel.new" --no-same-owner ./boot ./lib/modules
-	depmod -b "$work/kernel.new" "$release"
-	rm -rf "$work/kernel"
-	mv "$work/kernel.new" "$work/kernel"
-	echo "$release" >"$output/kernel.release.new"
-	mv "$output/kernel.release.new" "$output/kernel.release"
-	cp "$work/kernel/boot/vmlinuz-$release" "$output/vmlinuz.new"
-	unpack_kernel "$output/vmlinuz.new" >"$output/vmlinux.new"
-	mv "$output/vmlinux.new" "$output/vmlinux"
+	fetch_kernel kernel
+	cp "$work/kernel/boot/vmlinuz-$(release_if_known kernel)" "$output/vmlinuz.new"
 	mv "$output/vmlinuz.new" "$output/vmlinuz"
+}
+
+make_machine_kernel() {
+	fetch_kernel machine.kernel -o "APT::Default-Release=$suite-backports"
+	unpack_kernel "$work/machine.kernel/boot/vmlinuz-$(release_if_known machine.kernel)" >"$output/machine.vmlinux.new"
+	mv "$output/machine.vmlinux.new" "$output/machine.vmlinux"
 }
 
 # little_endian FILE OFFSET BYTES: an integer in a file.
@@ -116,16 +129,27 @@ resolve() {
 		fail "cannot resolve the modules of $list for Linux $release"
 }
 
-# pack_initrd INIT MODULES.TXT numbered|listed FILE: an initial RAM file system with INIT as /init and the modules in /modules, in the order in which they
+# copy_module FROM TO: without debugging information, which a compressed one does not have.
+copy_module() {
+	case $1 in
+	*.xz) xz -dc "$1" >"$2" ;;
+	*.zst) zstd -dcq "$1" >"$2" ;;
+	*) strip --strip-debug -o "$2" "$1" ;;
+	esac
+}
+
+# pack_initrd KERNEL INIT MODULES.TXT numbered|listed FILE: an initial RAM file system with INIT as /init and the modules in /modules, in the order in which they
 # are to be loaded: NN-name.ko ("numbered"), or name.ko with their names and parameters in /modules/modules.txt ("listed").
 pack_initrd() {
-	local init=$1 list=$2 style=$3 file=$4 release modules tree n=0 from parameters name
-	release=$(cat "$output/kernel.release")
-	modules=$work/kernel/lib/modules/$release
-	[ -d "$modules" ] || {
+	local kernel=$1 init=$2 list=$3 style=$4 file=$5 release modules tree n=0 from parameters name
+	release=$(release_if_known "$kernel")
+	modules=$work/$kernel/lib/modules/$release
+	if [ -z "$release" ] || [ ! -d "$modules" ]; then
 		update_package_lists
-		make_kernel
-	}
+		make_asset "$kernel"
+		release=$(release_if_known "$kernel")
+		modules=$work/$kernel/lib/modules/$release
+	fi
 	tree=$work/initrd.tree
 	rm -rf "$tree"
 	mkdir -p "$tree/modules" "$tree/dev" "$tree/proc" "$tree/sys" "$tree/run" "$tree/root"
@@ -133,13 +157,14 @@ pack_initrd() {
 	strip "$tree/init"
 	resolve "$release" "$list" "$modules" >"$work/initrd.modules"
 	while read -r from parameters; do
-		name=$(basename "$from" .ko)
+		name=$(basename "$from")
+		name=${name%.ko*}
 		if [ "$style" = numbered ]; then
 			name=$(printf '%02d-%s' "$n" "$name")
 		else
 			printf '%s\n' "$name${parameters:+ $parameters}" >>"$tree/modules/modules.txt"
 		fi
-		strip --strip-debug -o "$tree/modules/$name.ko" "$modules/$from"
+		copy_module "$modules/$from" "$tree/modules/$name.ko"
 		n=$((n + 1))
 	done <"$work/initrd.modules"
 	find "$tree" -exec touch -h -d @1700000000 {} +
@@ -155,9 +180,9 @@ compress_initrd() {
 }
 
 make_guest_initrd() {
-	pack_initrd "$(program stasis-init guest)" "$source/src/guest/modules.txt" numbered "$output/guest.initrd"
+	pack_initrd kernel "$(program stasis-init guest)" "$source/src/guest/modules.txt" numbered "$output/guest.initrd"
 }
 
 make_machine_initrd() {
-	pack_initrd "$(program stasis-machine-init machine)" "$source/src/machine/modules.txt" listed "$output/machine.initrd"
+	pack_initrd machine.kernel "$(program stasis-machine-init machine)" "$source/src/machine/modules.txt" listed "$output/machine.initrd"
 }

@@ -25,6 +25,7 @@ seconds_since() {
 file_of() {
 	case $1 in
 	kernel) echo "$output/vmlinuz" ;;
+	machine.kernel) echo "$output/machine.vmlinux" ;;
 	guest.initrd | machine.initrd) echo "$output/$1" ;;
 	system | builder | bases) echo "$output/$1.ext4" ;;
 	*) fail "there is no asset '$1'" ;;
@@ -34,7 +35,7 @@ file_of() {
 # The files whose content decides whether an asset must be made again.
 inputs_of() {
 	case $1 in
-	kernel) echo "$here/kernel.sh" "$here/packages.sh" ;;
+	kernel | machine.kernel) echo "$here/kernel.sh" "$here/packages.sh" ;;
 	guest.initrd) echo "$here/kernel.sh" "$source/src/guest/modules.txt" "$(program stasis-init guest)" ;;
 	machine.initrd) echo "$here/kernel.sh" "$source/src/machine/modules.txt" "$(program stasis-machine-init machine)" ;;
 	system) echo "$here/system.sh" "$here/packages.sh" "$here/lib.sh" ;;
@@ -67,7 +68,8 @@ key_of() {
 		echo "${STASIS_DEBIAN_MIRROR:-} ${STASIS_SECURITY_MIRROR:-}"
 		case $name in
 		bases) echo "${STASIS_ALIAS_BASE:-debian}" ;;
-		*.initrd) kernel_release_if_known ;;
+		guest.initrd) release_if_known kernel ;;
+		machine.initrd) release_if_known machine.kernel ;;
 		esac
 	} | sha256sum | cut -c 1-64
 }
@@ -81,7 +83,6 @@ is_current() {
 	local file
 	file=$(file_of "$1") || exit 1
 	[ -f "$file" ] || return 1
-	[ "$1" != kernel ] || [ -f "$output/vmlinux" ] || return 1
 	local key
 	key=$(key_of "$1") || exit 1
 	[ "$key" = "$(recorded_key "$1")" ] || [ "$key" = "$(cat "$made/$1.key" 2>/dev/null)" ]
@@ -102,10 +103,11 @@ write_manifest() {
 	local first name key file
 	{
 		echo '{'
-		echo "  \"kernel\": \"$(cat "$output/kernel.release" 2>/dev/null || true)\","
+		echo "  \"kernel\": \"$(release_if_known kernel)\","
+		echo "  \"machineKernel\": \"$(release_if_known machine.kernel)\","
 		echo '  "assets": {'
 		first=
-		for name in kernel guest.initrd machine.initrd system builder bases; do
+		for name in kernel guest.initrd machine.kernel machine.initrd system builder bases; do
 			file=$(file_of "$name")
 			[ -f "$file" ] && [ -f "$made/$name.key" ] || continue
 			key=$(cat "$made/$name.key")
@@ -142,6 +144,7 @@ require_tools() {
 	done <<-END
 		mke2fs e2fsprogs
 		xz xz-utils
+		zstd zstd
 		dpkg-deb dpkg
 		apt-get apt
 		cpio cpio

@@ -41,6 +41,8 @@ update_package_lists() {
 	END
 	mv "$apt/apt.conf.new" "$apt/apt.conf"
 	print_sources "[arch=amd64 signed-by=$keyring] " >"$apt/etc/sources.list"
+	# For the machine's kernel alone: apt takes nothing from there unless it is told to.
+	echo "deb [arch=amd64 signed-by=$keyring] $mirror $suite-backports main" >>"$apt/etc/sources.list"
 	# A list of the last hours is fresh enough.
 	if [ -z "${STASIS_ASSETS_FRESH:-}" ] && [ -n "$(find "$apt/updated" -mmin -360 -newer "$apt/etc/sources.list.last" 2>/dev/null)" ] &&
 		cmp -s "$apt/etc/sources.list" "$apt/etc/sources.list.last"; then

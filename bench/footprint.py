@@ -34,7 +34,7 @@ def disk_bytes(engine, path):
 
 def main():
     engine = Engine()
-    arn = engine.image("bench", EXAMPLE, "--memory", "512", "--hooks", "ready,run", "--hook-port", "8080")
+    arn = engine.image("bench", EXAMPLE, "--memory", "512", "--hooks", "ready,validate,run", "--hook-port", "8080")
     machine_line(engine)
     figure("footprint.image.memory", disk_bytes(engine, STATE + "/images/*/*/memory"), "bytes")
     figure("footprint.image.disk", disk_bytes(engine, STATE + "/images/*/*/disk.ext4"), "bytes")

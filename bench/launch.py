@@ -77,7 +77,7 @@ def one(engine, arn, results, name, cycle):
 
 def main():
     engine = Engine()
-    arn = engine.image("bench", EXAMPLE, "--memory", "512", "--hooks", "ready,run", "--hook-port", "8080")
+    arn = engine.image("bench", EXAMPLE, "--memory", "512", "--hooks", "ready,validate,run", "--hook-port", "8080")
     machine_line(engine)
     results, stages = Results(), collections.defaultdict(list)
     for i in range(3):  # not counted: the first launches fill the page cache

@@ -4,8 +4,10 @@ POST /run     body: Python code. Answers {"output", "error", "result"}: what it 
               the value of the last line if that is an expression.
 GET  /        answers {"uptime", "requests", "time", "variables"}.
 
-The hooks `ready` and `run` of the microVM are answered too: `run` seeds `random` anew, because every copy starts from
-the same memory. (`secrets` and os.urandom need no such care: Stasis reseeds the kernel's generator.)
+The hooks `ready`, `validate` and `run` of the microVM are answered too. `run` seeds `random` anew, because every copy
+starts from the same memory. (`secrets` and os.urandom need no such care: Stasis reseeds the kernel's generator.)
+`validate` runs in a throw-away copy: it does what the first request will do, so that Stasis learns which memory to have
+at hand when a copy starts.
 """
 
 import ast
@@ -74,6 +76,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == HOOKS + "run":
             random.seed(os.urandom(32))
             return self.answer(200, {})
+        if self.path == HOOKS + "validate":
+            random.seed(os.urandom(32))
+            return self.answer(200 if run("print('ready')\n1 + 1")["result"] == "2" else 500, {})
         if self.path.startswith(HOOKS):
             return self.answer(200, {})
         if self.path != "/run":

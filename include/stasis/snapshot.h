@@ -43,6 +43,27 @@ struct stasis_layer_extent {
 	uint32_t reserved; // 0
 };
 
+// --- working set: header, then runs of pages in ascending order ---
+
+#define STASIS_WORKING_SET_MAGIC "STASISWS"
+#define STASIS_WORKING_SET_VERSION 1u
+#define STASIS_WORKING_SET_RUNS_MAX (1u << 18)
+
+struct stasis_working_set_header {
+	char magic[8];
+	uint32_t version;
+	uint32_t run_count;
+	uint64_t memory_bytes;            // of the guest
+	uint8_t base_id[STASIS_ID_BYTES]; // of the memory layer that it belongs to
+	uint64_t checksum;                // XXH3-64 of the whole file with 0 in this field
+};
+
+struct stasis_working_set_run {
+	uint64_t first_page; // guest physical address / STASIS_PAGE_BYTES
+	uint32_t page_count;
+	uint32_t written; // 1: the guest writes to these pages, 0: it reads them
+};
+
 // --- state file: header, then sections ---
 
 #define STASIS_STATE_MAGIC "STASISVM"
@@ -79,5 +100,7 @@ enum stasis_section_tag {
 
 _Static_assert(sizeof(struct stasis_layer_header) == 80, "layer header");
 _Static_assert(sizeof(struct stasis_layer_extent) == 32, "layer extent");
+_Static_assert(sizeof(struct stasis_working_set_header) == 48, "working set header");
+_Static_assert(sizeof(struct stasis_working_set_run) == 16, "working set run");
 _Static_assert(sizeof(struct stasis_state_header) == 32, "state header");
 _Static_assert(sizeof(struct stasis_section) == 16, "section");

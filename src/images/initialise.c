@@ -1,7 +1,8 @@
 // From an image's disk to its snapshot: a microVM boots, the application starts, says that it is ready, and everything stands still for ever.
 //
 // With the ready hook the application decides; without it, the snapshot is taken when port 8080 (or hooks.port) accepts connections, and after a few
-// seconds at the latest. The microVM writes the disk in place: its clones see what it left there. `validate` is called in a throw-away clone.
+// seconds at the latest. The microVM writes the disk in place: its clones see what it left there. Then a throw-away clone rehearses a launch:
+// `validate` is called in it, and the pages that it uses become the image's working set.
 #include "images/build.h"
 
 #include "base/cleanup.h"
@@ -181,12 +182,26 @@ static int boot_and_snapshot(struct build *b, struct error *e) {
 	return r;
 }
 
+// What a clone uses while it wakes and answers `validate` is what every microVM of the image is going to use first.
+static int keep_working_set(struct build *b, struct error *e) {
+	int fd;
+	size_t n = 0;
+	int r = build_open(b->folder, "working-set", O_RDWR | O_CREAT | O_TRUNC, &fd, &n, e);
+	if (r < 0)
+		return r;
+	r = vmm_working_set(&b->slot.client, fd, e);
+	if (r == 0 && fsync(fd) < 0)
+		r = error_errno(e, "cannot write the working set to the disk");
+	close(fd);
+	return r;
+}
+
 // In a clone of the snapshot, whose layer goes with its folder.
-static int validate_clone(struct build *b, const char *folder, struct error *e) {
+static int rehearse_in(struct build *b, const char *folder, struct error *e) {
 	struct agent a = {.fd = -1};
 	struct events *events = NULL;
 	const struct events_handler handler = {.arg = b};
-	const struct slot_restore restore = {.image_folder = b->folder, .own_folder = folder};
+	const struct slot_restore restore = {.image_folder = b->folder, .own_folder = folder, .record = true};
 	int r = slot_take(b->en, b->settings.egress, b->settings.vcpus, b->settings.memory_mib, &b->slot, e);
 	if (r == 0)
 		r = slot_restore_image(b->en, &b->slot, &restore, e);
@@ -196,23 +211,29 @@ static int validate_clone(struct build *b, const char *folder, struct error *e) 
 		r = agent_call(&a, agent_resume_request(true, NULL), scaled_ms(b->en, REPLY_MS), NULL, e);
 	if (r == 0)
 		r = events_start(b->en->watcher, b->slot.vsock, &b->log, &handler, &events, e);
-	if (r == 0)
+	stages_mark(&b->stages, "clone.resume");
+	if (r == 0 && b->settings.hooks[HOOK_VALIDATE].enabled)
 		r = call_hook(b, &a, HOOK_VALIDATE, e);
+	stages_mark(&b->stages, "hook.validate");
+	if (r == 0)
+		r = keep_working_set(b, e);
 	events_stop(events);
 	agent_close(&a);
 	build_explain(&b->slot, r, e);
 	slot_end(b->en, &b->slot);
-	stages_mark(&b->stages, "hook.validate");
+	stages_mark(&b->stages, "working-set");
 	return r;
 }
 
-static int validate(struct build *b, struct error *e) {
+// The first launch, before anybody waits for it: shows that the snapshot can be launched from, has the application validate itself, and records
+// what a launch needs.
+static int rehearse(struct build *b, struct error *e) {
 	char folder[IMAGE_PATH + 16];
-	snprintf(folder, sizeof(folder), "%s/validate", b->folder);
-	output_log_note(&b->log, "calling the validate hook in a clone");
+	snprintf(folder, sizeof(folder), "%s/rehearsal", b->folder);
+	output_log_note(&b->log, b->settings.hooks[HOOK_VALIDATE].enabled ? "calling the validate hook in a clone" : "launching a clone");
 	int r = make_folders(folder, 0750, e);
 	if (r == 0)
-		r = validate_clone(b, folder, e);
+		r = rehearse_in(b, folder, e);
 	remove_tree(folder, NULL);
 	return r;
 }
@@ -238,7 +259,7 @@ int image_initialise(struct build *b, struct error *e) {
 	if (r == 0)
 		r = sync_disk(b, e);
 	stages_mark(&b->stages, "disk.sync");
-	if (r == 0 && b->settings.hooks[HOOK_VALIDATE].enabled)
-		r = validate(b, e);
+	if (r == 0)
+		r = rehearse(b, e);
 	return r;
 }

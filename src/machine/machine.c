@@ -260,15 +260,10 @@ static int follow_start(const char *home, machine_progress progress, void *arg, 
 	return error_set(e, -ETIMEDOUT, "the machine did not start within %d s; its log: %s", START_TIMEOUT_MS / 1000, path);
 }
 
-// An uncompressed kernel starts seconds sooner under emulation: it need not unpack itself.
-static int find_kernel(const char *program, char to[QEMU_PATH_MAX], struct error *e) {
-	return check_asset(program, "vmlinux", to, NULL) == 0 ? 0 : check_asset(program, "vmlinuz", to, e);
-}
-
 static int launch(const struct machine_options *o, int lock, machine_progress progress, void *arg, struct error *e) {
 	char qemu[QEMU_PATH_MAX], kernel[QEMU_PATH_MAX], initrd[QEMU_PATH_MAX], folder[QEMU_PATH_MAX];
 	int code = qemu_find(qemu, e);
-	if (code < 0 || (code = find_kernel(o->program, kernel, e)) < 0 ||
+	if (code < 0 || (code = check_asset(o->program, "machine.vmlinux", kernel, e)) < 0 ||
 	    (code = check_asset(o->program, "machine.initrd", initrd, e)) < 0 || (code = check_host(o, e)) < 0 ||
 	    (code = make_state_disk(o->home, progress, arg, e)) < 0 || (code = copy_certificates(o->home, e)) < 0 ||
 	    (code = path_of(o->home, "", folder, e)) < 0)

@@ -92,6 +92,18 @@ static int open_at(const char *folder, const char *name, int flags, int *fds, si
 	return fd;
 }
 
+// The image's working set, if it has one: those from before there were working sets have none, and start slower.
+static int add_working_set(const struct slot_restore *x, struct vmm_restore *request, int *fds, size_t *nfds, struct error *e) {
+	if (x->record) {
+		request->flags |= VMM_RESTORE_RECORD;
+		return 0;
+	}
+	int r = open_at(x->image_folder, "working-set", O_RDONLY, fds, nfds, e);
+	if (r >= 0)
+		request->flags |= VMM_RESTORE_PREFETCH;
+	return r == -ENOENT ? 0 : r;
+}
+
 int slot_restore_image(struct engine *en, struct slot *s, const struct slot_restore *x, struct error *e) {
 	int fds[FDS_MAX], files[FDS_MAX];
 	size_t nfds = 0, nfiles = 0;
@@ -103,6 +115,8 @@ int slot_restore_image(struct engine *en, struct slot *s, const struct slot_rest
 		r = open_at(x->image_folder, "memory", O_RDONLY, fds, &nfds, e);
 	if (r >= 0 && x->own_memory)
 		r = open_at(x->own_folder, "memory", O_RDONLY, fds, &nfds, e);
+	if (r >= 0)
+		r = add_working_set(x, &request, fds, &nfds, e);
 	if (r >= 0)
 		r = open_at(x->own_folder, "console.log", O_RDWR | O_CREAT, fds, &nfds, e);
 	if (r >= 0)

@@ -33,9 +33,10 @@ void slot_end_later(struct engine *en, struct slot *s);
 
 // What a microVM of an image is restored from, and where its own files lie.
 struct slot_restore {
-	const char *image_folder; // system.ext4, disk.ext4, memory, state
+	const char *image_folder; // system.ext4, disk.ext4, memory, state; working-set, when it was recorded
 	const char *own_folder;   // layer (made when missing), console.log; with `own_memory` also memory and the state file
 	const char *own_state;    // name of the state file in own_folder
+	bool record;              // its working set, instead of using the image's
 	bool own_memory;          // it was suspended before: its own state, and its memory above the image's
 };
 

@@ -76,7 +76,7 @@ static int receive(struct vmm *v, int timeout_ms, struct answer *a, size_t *size
 }
 
 static const char *request_name(uint32_t kind) {
-	static const char *const names[] = {"?", "prepare", "boot", "restore", "pause", "resume", "snapshot", "stats", "quit"};
+	static const char *const names[] = {"?", "prepare", "boot", "restore", "pause", "resume", "snapshot", "stats", "quit", "record"};
 	return kind < sizeof(names) / sizeof(names[0]) ? names[kind] : names[0];
 }
 
@@ -163,6 +163,13 @@ int vmm_snapshot(struct vmm *v, uint32_t flags, int state_fd, int memory_fd, str
 	struct answer a;
 	size_t size;
 	return call_vmm(v, &request.header, sizeof(request), fds, 2, VMM_LONG_MS, &a, &size, e);
+}
+
+int vmm_working_set(struct vmm *v, int fd, struct error *e) {
+	struct vmm_header h = {.kind = VMM_WORKING_SET};
+	struct answer a;
+	size_t size;
+	return call_vmm(v, &h, sizeof(h), &fd, 1, VMM_LONG_MS, &a, &size, e);
 }
 
 int vmm_stats(struct vmm *v, struct vmm_stats *ret, struct error *e) {

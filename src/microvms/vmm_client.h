@@ -36,6 +36,8 @@ int vmm_restore(struct vmm *v, struct vmm_restore *request, const int *fds, size
 int vmm_pause(struct vmm *v, struct error *e);
 int vmm_resume(struct vmm *v, struct error *e);
 int vmm_snapshot(struct vmm *v, uint32_t flags, int state_fd, int memory_fd, struct error *e);
+// Of a VM that was restored with VMM_RESTORE_RECORD: writes its working set to fd.
+int vmm_working_set(struct vmm *v, int fd, struct error *e);
 int vmm_stats(struct vmm *v, struct vmm_stats *ret, struct error *e);
 
 // Reads what the VMM said by itself without blocking. Returns true when the guest or the VMM has ended: see v->exit, v->reason.

@@ -26,13 +26,16 @@ enum vmm_start_fd {
 enum vmm_request_kind {
 	VMM_PREPARE = 1,  // struct vmm_prepare; optional: makes the shell of a VM of this size in advance
 	VMM_BOOT = 2,     // struct vmm_boot;     fds: kernel, initrd, console log, then per block: base, layer (see struct vmm_block)
-	VMM_RESTORE = 3,  // struct vmm_restore;  fds: state, memory layers (base first), console log, then per block as above
+	VMM_RESTORE = 3,  // struct vmm_restore;  fds: state, memory layers (base first), with VMM_RESTORE_PREFETCH
+			  // the working set, console log, then per block as above
 	VMM_PAUSE = 4,    // no body
 	VMM_RESUME = 5,   // no body
 	VMM_SNAPSHOT = 6, // struct vmm_snapshot; fds: state (empty, writable), memory layer (empty, writable). The VM must be paused.
 			  // Flushes the disks too: they are durable when it is answered (state and memory layer are the caller's to sync)
 	VMM_STATS = 7,    // no body; reply is followed by struct vmm_stats
-	VMM_QUIT = 8,     // no body; answered, then the VMM flushes its disks and ends
+	VMM_WORKING_SET = 9, // no body; fds: working set (empty, writable). Writes which pages the guest has used since a restore with
+			     // VMM_RESTORE_RECORD
+	VMM_QUIT = 8,        // no body; answered, then the VMM flushes its disks and ends
 };
 
 struct vmm_header {
@@ -77,8 +80,10 @@ struct vmm_boot {
 };
 
 enum vmm_restore_flags {
-	VMM_RESTORE_CLONE = 1,  // another microVM than the one that was snapshotted: transport reset when vsock streams were open
-	VMM_RESTORE_PAUSED = 2, // do not let the vCPUs go; VMM_RESUME does
+	VMM_RESTORE_CLONE = 1,    // another microVM than the one that was snapshotted: transport reset when vsock streams were open
+	VMM_RESTORE_PAUSED = 2,   // do not let the vCPUs go; VMM_RESUME does
+	VMM_RESTORE_RECORD = 4,   // so that VMM_WORKING_SET can tell what the guest uses; slower
+	VMM_RESTORE_PREFETCH = 8, // bring in the pages of a working set before the vCPUs go
 };
 
 struct vmm_restore {

@@ -56,6 +56,7 @@ static size_t size_of_kind(uint32_t kind) {
 	case VMM_PAUSE:
 	case VMM_RESUME:
 	case VMM_STATS:
+	case VMM_WORKING_SET:
 	case VMM_QUIT:
 		return sizeof(struct vmm_header);
 	default:
@@ -76,6 +77,11 @@ static int run_request(struct control_server *s, const union request *q, int *fd
 			return vmm_snapshot(vm, q->snapshot.flags, fds[0], fds[1], e);
 		close_all(fds, fd_count);
 		return error_set(e, -EINVAL, "a snapshot needs state and memory layer; %zu descriptors came", fd_count);
+	case VMM_WORKING_SET:
+		if (fd_count == 1)
+			return vmm_working_set(vm, fds[0], e);
+		close_all(fds, fd_count);
+		return error_set(e, -EINVAL, "to record a working set needs one file; %zu descriptors came", fd_count);
 	default:
 		break;
 	}

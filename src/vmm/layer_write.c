@@ -7,6 +7,7 @@
 #include "base/io.h"
 #include "vmm/layer.h"
 #include "vmm/page_set.h"
+#include "vmm/pagemap.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -22,12 +23,7 @@
 #define FULL_GAP 32              // closed in any case
 #define DIFFERENCE_EXTENTS 65536 // read in batches at restore, so there may be many
 #define GAP_MAX 65536
-#define PAGEMAP_CHUNK 4096
 #define WRITE_VECTORS 256
-
-#define PAGEMAP_PRESENT (UINT64_C(1) << 63)
-#define PAGEMAP_SWAPPED (UINT64_C(1) << 62)
-#define PAGEMAP_FILE (UINT64_C(1) << 61)
 
 struct plan {
 	const struct layers *layers;
@@ -76,46 +72,25 @@ static int plan_prepare(struct plan *p, struct error *e) {
 	return 0;
 }
 
-static void look_at_page(struct plan *p, uint64_t index, const uint8_t *page, uint64_t entry) {
+static int look_at_page(void *arg, const struct memory_region *r, uint64_t page_in_region, uint64_t entry) {
+	struct plan *p = arg;
+	uint64_t index = page_index(p->memory, r->guest / PAGE_BYTES + page_in_region);
+	const uint8_t *page = r->host + page_in_region * PAGE_BYTES;
 	bool exists = (entry & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED)) != 0;
 	bool in_base = p->base != NULL && page_set_has(p->base, index);
 	bool in_own = p->layers->own != NULL && page_set_has(p->layers->own, index);
 	bool written = exists && (entry & PAGEMAP_FILE) == 0;
 	if (p->difference ? !written && !in_own : !exists && !in_base && !in_own)
-		return;
+		return 0;
 	if (!page_is_zero(page))
 		page_set_add(p->data, index);
 	else if (p->difference && in_base)
 		page_set_add(p->zero, index);
-}
-
-static int look_at_region(struct plan *p, const struct memory_region *r, uint64_t first_index, uint64_t *entries, struct error *e) {
-	uint64_t pages = r->size / PAGE_BYTES;
-	for (uint64_t at = 0; at < pages; at += PAGEMAP_CHUNK) {
-		uint64_t n = pages - at < PAGEMAP_CHUNK ? pages - at : PAGEMAP_CHUNK;
-		uint64_t offset = ((uintptr_t)r->host / PAGE_BYTES + at) * sizeof(uint64_t);
-		int got = p->pagemap_fd < 0 ? 0 : pread_full(p->pagemap_fd, entries, n * sizeof(uint64_t), offset);
-		if (got < 0)
-			return error_set(e, got, "cannot read /proc/self/pagemap: %s", strerror(-got));
-		for (uint64_t i = 0; i < n; i++)
-			look_at_page(p, first_index + at + i, r->host + (at + i) * PAGE_BYTES,
-				     p->pagemap_fd < 0 ? PAGEMAP_PRESENT : entries[i]);
-	}
 	return 0;
 }
 
 static int look_at_memory(struct plan *p, struct error *e) {
-	cleanup_free uint64_t *entries = malloc(PAGEMAP_CHUNK * sizeof(uint64_t));
-	if (entries == NULL)
-		return error_set(e, -ENOMEM, "out of memory writing a memory layer");
-	uint64_t index = 0;
-	for (unsigned i = 0; i < p->memory->count; i++) {
-		int r = look_at_region(p, &p->memory->regions[i], index, entries, e);
-		if (r < 0)
-			return r;
-		index += p->memory->regions[i].size / PAGE_BYTES;
-	}
-	return 0;
+	return pagemap_each(p->memory, p->pagemap_fd, look_at_page, p, e);
 }
 
 // The next run of pages in `set` at or behind *at and before `end`. Returns false when there is none.

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "vmm/control.h"
 #include "vmm/control_server.h"
+#include "vmm/kvm_new.h"
 #include "vmm/seccomp.h"
 #include "vmm/vm.h"
 #include "vmm/vmm.h"
@@ -71,6 +72,7 @@ static int start(struct error *e) {
 	host.kvm_fd = VMM_FD_KVM;
 	host.tap_fd = VMM_FD_TAP;
 	host.vsock_fd = VMM_FD_VSOCK;
+	host.can_pre_fault = ioctl(VMM_FD_KVM, KVM_CHECK_EXTENSION, KVM_CAP_PRE_FAULT_MEMORY) > 0;
 	signal(SIGPIPE, SIG_IGN);
 	mallopt(M_ARENA_MAX, 1);
 	prctl(PR_SET_DUMPABLE, 0); // guest memory has no business in a core file

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "arch_seccomp.h" // of the architecture's folder
+#include "vmm/kvm_new.h"
 
 // Descriptors and memory that are there already; nothing is opened by name. io_uring: the disks' queue, made after start.
 // clang-format off
@@ -26,6 +27,6 @@
 	X(KVM_SET_USER_MEMORY_REGION)                                                                                                     \
 	X(KVM_CREATE_VCPU)                                                                                                                \
 	X(KVM_ENABLE_CAP)                                                                                                                 \
-	X(KVM_SIGNAL_MSI) X(KVM_IOEVENTFD) X(KVM_GET_REGS) X(KVM_SET_REGS) X(KVM_GET_MP_STATE) X(KVM_SET_MP_STATE) X(KVM_GET_VCPU_EVENTS) \
+	X(KVM_SIGNAL_MSI) X(KVM_PRE_FAULT_MEMORY) X(KVM_IOEVENTFD) X(KVM_GET_REGS) X(KVM_SET_REGS) X(KVM_GET_MP_STATE) X(KVM_SET_MP_STATE) X(KVM_GET_VCPU_EVENTS) \
 		X(KVM_SET_VCPU_EVENTS) X(BLKGETSIZE64) X(TUNGETIFF) X(TUNSETOFFLOAD) X(TUNSETVNETHDRSZ) SECCOMP_ARCH_IOCTLS(X)
 // clang-format on

@@ -53,9 +53,10 @@ struct vm_host {
 	int kvm_fd;
 	int tap_fd;
 	int vsock_fd;
-	int pagemap_fd;  // -1: there was no /proc
-	int statm_fd;    // likewise
-	size_t run_size; // of struct kvm_run's mapping
+	int pagemap_fd;     // -1: there was no /proc
+	int statm_fd;       // likewise
+	bool can_pre_fault; // KVM_CAP_PRE_FAULT_MEMORY
+	size_t run_size;    // of struct kvm_run's mapping
 	struct arch_host *arch;
 	struct loop *loop;
 };
@@ -80,6 +81,7 @@ struct vm {
 	_Atomic bool run_wanted;
 	bool spoiled;        // a boot or restore has failed half-way
 	bool quiesced;       // devices are quiet since a snapshot
+	bool recording;      // the working set
 	bool generation_due; // the guest has not been told yet that its generation ID changed
 	uint64_t paused_at;  // monotonic_ns; 0: never
 
@@ -110,6 +112,9 @@ void vcpus_stop(struct vm *vm);
 // CPU time that the vCPU threads have used.
 uint64_t vcpus_cpu_ns(struct vm *vm);
 int vcpus_install_signal(struct error *e);
+
+// prefetch.c: brings in the pages of the working set in `fd`, before the vCPUs run.
+int vm_prefetch(struct vm *vm, int fd, struct error *e);
 
 // devices.c
 struct vm_device_fds {

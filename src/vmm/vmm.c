@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "vmm/vm.h"
+#include "vmm/working_set.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -105,21 +106,22 @@ static int load_memory_section(const struct state_file *f, struct saved_memory *
 }
 
 struct stages {
-	uint64_t from, parsed, shell, memory, devices, state, done;
+	uint64_t from, parsed, shell, memory, devices, state, prefetched, done;
 };
 
 static void describe_timing(const struct stages *t, char *to, size_t room) {
 	snprintf(to, room,
 		 "read %" PRIu64 " us, vm %" PRIu64 " us, memory %" PRIu64 " us, devices %" PRIu64 " us, state %" PRIu64
-		 " us, start %" PRIu64 " us",
+		 " us, prefetch %" PRIu64 " us, start %" PRIu64 " us",
 		 (t->parsed - t->from) / 1000, (t->shell - t->parsed) / 1000, (t->memory - t->shell) / 1000,
-		 (t->devices - t->memory) / 1000, (t->state - t->devices) / 1000, (t->done - t->state) / 1000);
+		 (t->devices - t->memory) / 1000, (t->state - t->devices) / 1000, (t->prefetched - t->state) / 1000,
+		 (t->done - t->prefetched) / 1000);
 }
 
 struct restore_fds {
 	const int *layers, *disks;
 	size_t disk_count;
-	int console;
+	int console, working_set; // -1: none
 };
 
 static int restore_parts(struct vm *vm, const struct vmm_restore *request, const struct state_file *f, const struct restore_fds *fds,
@@ -138,6 +140,9 @@ static int restore_parts(struct vm *vm, const struct vmm_restore *request, const
 		return r;
 	}
 	r = memory_layers_restore(&vm->layers, &vm->memory, fds->layers, saved.layers, saved.ids, e);
+	vm->recording = (request->flags & VMM_RESTORE_RECORD) != 0;
+	if (r == 0 && vm->recording)
+		r = working_set_record(&vm->layers, &vm->memory, e);
 	t->memory = monotonic_ns();
 	int made = devices_create(vm, &request->devices, &(struct vm_device_fds){.fds = fds->disks, .count = fds->disk_count},
 				  r < 0 ? NULL : e);
@@ -151,6 +156,9 @@ static int restore_parts(struct vm *vm, const struct vmm_restore *request, const
 	if (r == 0)
 		r = new_generation(vm, e);
 	t->state = monotonic_ns();
+	if (r == 0 && fds->working_set >= 0)
+		r = vm_prefetch(vm, fds->working_set, e);
+	t->prefetched = monotonic_ns();
 	return r;
 }
 
@@ -160,10 +168,12 @@ int vmm_restore(struct vm *vm, const struct vmm_restore *request, int *fds, size
 	int r = check_fresh(vm, e);
 	if (r == 0 && (request->memory_layers == 0 || request->memory_layers > LAYERS_MAX))
 		r = error_set(e, -EINVAL, "a microVM has 1 to %u memory layers, not %u", LAYERS_MAX, request->memory_layers);
-	if (r == 0 && fd_count < request->memory_layers + 2)
-		r = error_set(e, -EINVAL, "to restore needs state, %u memory layers and console log; %zu descriptors came",
-			      request->memory_layers, fd_count);
-	if (r == 0 && (request->flags & ~(uint32_t)(VMM_RESTORE_CLONE | VMM_RESTORE_PAUSED)) != 0)
+	const uint32_t prefetch = (request->flags & VMM_RESTORE_PREFETCH) != 0;
+	if (r == 0 && fd_count < request->memory_layers + prefetch + 2)
+		r = error_set(e, -EINVAL, "to restore needs state, %u memory layers,%s and console log; %zu descriptors came",
+			      request->memory_layers, prefetch ? " working set" : "", fd_count);
+	if (r == 0 &&
+	    (request->flags & ~(uint32_t)(VMM_RESTORE_CLONE | VMM_RESTORE_PAUSED | VMM_RESTORE_RECORD | VMM_RESTORE_PREFETCH)) != 0)
 		r = error_set(e, -EINVAL, "the request has unknown flags 0x%x", request->flags);
 	__attribute__((cleanup(state_file_free))) struct state_file f = {.owned = NULL};
 	if (r == 0)
@@ -173,12 +183,15 @@ int vmm_restore(struct vm *vm, const struct vmm_restore *request, int *fds, size
 		close_all(fds, fd_count);
 		return r;
 	}
-	uint32_t layers = request->memory_layers;
-	struct restore_fds parts = {
-		.layers = fds + 1, .console = fds[layers + 1], .disks = fds + layers + 2, .disk_count = fd_count - layers - 2};
+	uint32_t memory = request->memory_layers + prefetch; // descriptors
+	struct restore_fds parts = {.layers = fds + 1,
+				    .working_set = prefetch ? fds[memory] : -1,
+				    .console = fds[memory + 1],
+				    .disks = fds + memory + 2,
+				    .disk_count = fd_count - memory - 2};
 	vm->spoiled = true;
 	r = restore_parts(vm, request, &f, &parts, &t, e);
-	close_all(fds, layers + 1);
+	close_all(fds, memory + 1);
 	if (r < 0)
 		return r;
 	if ((request->flags & VMM_RESTORE_PAUSED) != 0) {
@@ -270,6 +283,14 @@ int vmm_snapshot(struct vm *vm, uint32_t flags, int state_fd, int memory_fd, str
 	if (r == 0)
 		r = devices_flush(vm, e);
 	return r;
+}
+
+int vmm_working_set(struct vm *vm, int file_fd, struct error *e) {
+	cleanup_close int fd = file_fd;
+	int r = check_alive(vm, e);
+	if (r == 0 && !vm->recording)
+		r = error_set(e, -EINVAL, "this microVM was not restored to record its working set");
+	return r < 0 ? r : working_set_write(&vm->layers, &vm->memory, vm->host->pagemap_fd, fd, e);
 }
 
 // Bytes of anonymous memory of this process: what the guest has written, and the little that is the VMM's own.

@@ -28,6 +28,8 @@ int vmm_resume(struct vm *vm, struct error *e);
 
 // Writes a snapshot of the paused VM. The files are not synced, the disks are.
 int vmm_snapshot(struct vm *vm, uint32_t flags, int state_fd, int memory_fd, struct error *e);
+// Writes which pages the guest has used since it was restored for a recording. The descriptor becomes the callee's.
+int vmm_working_set(struct vm *vm, int file_fd, struct error *e);
 
 void vmm_stats(struct vm *vm, struct vmm_stats *ret);
 

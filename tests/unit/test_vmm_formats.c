@@ -13,6 +13,7 @@
 #include "vmm/page_set.h"
 #include "vmm/serial.h"
 #include "vmm/state_file.h"
+#include "vmm/working_set.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -328,6 +329,56 @@ static void test_serial(void **state) {
 	assert_false(serial_load(&loaded, &r));
 }
 
+// Pages that are read one by one, as by a guest, and pages that are written: exactly those, although the kernel maps more around a read.
+static void test_working_set(void **state) {
+	struct error e = {.message = ""};
+	struct memory m = memory_new();
+	struct layers l = {.count = 0};
+	uint8_t ids[1][STASIS_ID_BYTES];
+	for (uint64_t p = 0; p < 600; p++)
+		*page_of(&m, p) = p + 1;
+	int base = file_new(), file = file_new();
+	assert_int_equal(memory_layer_write(&l, &m, pagemap, base, false, ids[0], &e), 0);
+	memory_end(&m, &l);
+	m = memory_new();
+	assert_int_equal(memory_layers_restore(&l, &m, &base, 1, ids, &e), 0);
+	assert_int_equal(working_set_record(&l, &m, &e), 0);
+	const uint64_t used[] = {3, 17, 18, 19, 300, LOW_PAGES + 5};
+	for (size_t i = 0; i < sizeof(used) / sizeof(used[0]); i++)
+		assert_int_equal(*(volatile uint64_t *)page_of(&m, used[i]), used[i] < 600 ? used[i] + 1 : 0);
+	*page_of(&m, 19) = 7;
+	*page_of(&m, LOW_PAGES - 1) = 7;
+	assert_int_equal(working_set_write(&l, &m, pagemap, file, &e), 0);
+	struct stasis_working_set_run *runs;
+	uint32_t count;
+	if (working_set_read(file, &l, &m, &runs, &count, &e) < 0)
+		fail_msg("%s", e.message);
+	static const struct stasis_working_set_run expected[] = {{3, 1, 0}, {17, 2, 0}, {19, 1, 1}, {300, 1, 0}, {LOW_PAGES - 1, 1, 1}};
+	assert_int_equal(count, 6);
+	assert_memory_equal(runs, expected, sizeof(expected));
+	assert_ptr_equal(memory_at(&m, runs[5].first_page * PAGE_BYTES, PAGE_BYTES), page_of(&m, LOW_PAGES + 5));
+	free(runs);
+
+	struct layers other = l;
+	other.ids[0][0] ^= 1;
+	assert_int_equal(working_set_read(file, &other, &m, &runs, &count, &e), -ESTALE);
+	assert_int_equal(ftruncate(file, size_of(file) - 1), 0);
+	assert_int_equal(working_set_read(file, &l, &m, &runs, &count, &e), -EBADMSG);
+	assert_int_equal(ftruncate(file, 40), 0);
+	assert_int_equal(working_set_read(file, &l, &m, &runs, &count, &e), -EBADMSG);
+	assert_int_equal(ftruncate(file, 0), 0);
+	assert_int_equal(working_set_write(&l, &m, pagemap, file, &e), 0);
+	uint8_t byte;
+	assert_int_equal(pread(file, &byte, 1, 60), 1);
+	byte ^= 1;
+	assert_int_equal(pwrite(file, &byte, 1, 60), 1);
+	assert_int_equal(working_set_read(file, &l, &m, &runs, &count, &e), -EBADMSG);
+	assert_int_equal(working_set_write(&l, &m, -1, file, &e), -ENOTSUP);
+	memory_end(&m, &l);
+	close(base);
+	close(file);
+}
+
 int main(void) {
 	pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	if (pagemap < 0)
@@ -338,6 +389,7 @@ int main(void) {
 		cmocka_unit_test(test_full_memory),
 		cmocka_unit_test(test_every_other_page),
 		cmocka_unit_test(test_without_pagemap),
+		cmocka_unit_test(test_working_set),
 		cmocka_unit_test(test_state_file),
 		cmocka_unit_test(test_state_twice_the_same_section),
 		cmocka_unit_test(test_console),

@@ -3,6 +3,7 @@
 
 #include "stasis/snapshot.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -260,6 +261,62 @@ static void test_wrong_disks(void **state) {
 	close(larger);
 }
 
+static int restore_with_working_set(struct vmm *v, const struct snapshot *base, const struct snapshot *own, int working_set,
+				    struct vmm_reply *ret) {
+	struct vmm_restore q = {.flags = VMM_RESTORE_PREFETCH, .memory_layers = own == NULL ? 1 : 2, .devices = {.console_limit = 1 << 20}};
+	int fds[5];
+	size_t n = 0;
+	assert_int_equal(vmm_spawn(v, vmm_program, -1, -1), 0);
+	fds[n++] = own == NULL ? base->state : own->state;
+	fds[n++] = base->memory;
+	if (own != NULL)
+		fds[n++] = own->memory;
+	fds[n++] = working_set;
+	fds[n++] = v->console;
+	return vmm_call(v, VMM_RESTORE, &q, sizeof(q), fds, n, ret);
+}
+
+// One clone is recorded; the next ones get its pages in advance, find the same in them, and their differences stay small.
+static void test_working_set(void **state) {
+	struct snapshot base = image_of(128, 1, "lives", "life 0\n"), own;
+	struct vmm v;
+	struct vmm_reply reply;
+	size_t from = 0;
+	int file = memory_file("working-set");
+	assert_int_equal(restore_into(&v, &base, NULL, VMM_RESTORE_RECORD, &reply), 0);
+	assert_true(console_wait(&v, "written\n", &from));
+	struct vmm_header h;
+	assert_int_equal(vmm_call(&v, VMM_WORKING_SET, &h, sizeof(h), &file, 1, &reply), 0);
+	assert_true(size_of(file) > (off_t)sizeof(struct stasis_working_set_header));
+	assert_int_equal(vmm_call(&v, VMM_WORKING_SET, &h, sizeof(h), NULL, 0, &reply), -EINVAL);
+	vmm_end(&v);
+
+	for (uint64_t life = 1; life <= 2; life++) {
+		from = 0;
+		int r = restore_with_working_set(&v, &base, life == 1 ? NULL : &own, file, &reply);
+		if (r != 0)
+			print_error("%s\n", reply.text);
+		assert_int_equal(r, 0);
+		assert_true(console_wait(&v, "written\n", &from));
+		assert_int_equal(guest_value(&v, "life"), life);
+		assert_int_equal(guest_value(&v, "wrong"), 0);
+		assert_int_equal(vmm_call(&v, VMM_WORKING_SET, &h, sizeof(h), &file, 1, &reply), -EINVAL); // it is not recorded
+		if (life == 2)
+			snapshot_close(&own);
+		own = take_snapshot(&v, VMM_SNAPSHOT_DIFFERENCE);
+		assert_true(size_of(own.memory) < (off_t)(4 << 20));
+	}
+	snapshot_close(&own);
+
+	struct snapshot other = image_of(128, 1, "lives", "life 0\n");
+	assert_int_equal(restore_with_working_set(&v, &other, NULL, file, &reply), -ESTALE);
+	assert_non_null(strstr(reply.text, "another snapshot"));
+	vmm_end(&v);
+	snapshot_close(&other);
+	snapshot_close(&base);
+	close(file);
+}
+
 int main(int argc, char **argv) {
 	vm_test_start(argc, argv);
 	const struct CMUnitTest tests[] = {
@@ -272,6 +329,7 @@ int main(int argc, char **argv) {
 		cmocka_unit_test(test_generation_interrupt),
 		cmocka_unit_test(test_time_does_not_go_back),
 		cmocka_unit_test(test_memory_above_hole),
+		cmocka_unit_test(test_working_set),
 		cmocka_unit_test(test_wrong_layers),
 		cmocka_unit_test(test_wrong_disks),
 	};
