@@ -119,7 +119,8 @@ def measure(folder):
     if not disks:
         sys.exit("qemu_restore: there is no image")
     subprocess.run(["cp", "--sparse=always", disks[-1], folder + "/disk"], check=True)
-    command = ["qemu-system-x86_64", "-M", "microvm,accel=kvm", "-cpu", "host", "-m", "2048", "-smp", "1", "-nodefaults", "-no-user-config",
+    command = ["qemu-system-x86_64", "-M", "microvm,accel=kvm", "-cpu", "host", "-m", "512", "-smp", "1", "-nodefaults", "-no-user-config",
+               "-global", "virtio-mmio.force-legacy=false",
                "-display", "none", "-no-reboot", "-kernel", assets() + "/vmlinuz", "-initrd", assets() + "/guest.initrd",
                "-append", "console=ttyS0 quiet panic=-1", "-serial", "file:" + folder + "/console",
                "-drive", "if=none,id=system,format=raw,readonly=on,file=" + assets() + "/system.ext4",
