@@ -143,7 +143,8 @@ def measure(folder):
             sys.exit("qemu_restore: the application did not answer")
         time.sleep(0.2)
     agent.s.close()
-    qmp(folder + "/qmp", ("stop", {}), ("migrate", {"uri": "exec:cat > %s/state" % folder}))
+    # not stopped before: a machine that was paused when it migrated stays paused where it arrives
+    qmp(folder + "/qmp", ("migrate", {"uri": "exec:cat > %s/state" % folder}))
     while True:
         status = qmp(folder + "/qmp", ("query-migrate", {}))["return"].get("status")
         if status == "completed":

@@ -124,7 +124,8 @@ test('terminated ones are gone, and stay listed', async () => {
     message: `The MicroVM ${a.microvmId} has been terminated and its state cannot be changed.`,
   })
   const list = await client.send(new api.ListMicrovmsCommand({ imageIdentifier: image.arn }))
-  assert.deepEqual(new Set(list.items.map((m) => m.microvmId)), new Set([a.microvmId, b.microvmId]))
+  const listed = list.items.map((m) => m.microvmId)
+  for (const m of [a, b]) assert.ok(listed.includes(m.microvmId), String(listed))
   const files = await inside('ls /var/lib/stasis/microvms')
   for (const m of [a, b]) assert.ok(!files.includes(m.microvmId.slice(8)), files)
 })
