@@ -158,7 +158,21 @@ static int open_reader(struct cursor *c, struct archive **ret, struct error *e) 
 	return archive_read_open1(a) == ARCHIVE_OK ? 0 : read_problem(a, e);
 }
 
-static int check_entry(struct archive_entry *entry, const struct archive_limits *l, struct archive_summary *sum, struct error *e) {
+// The two methods that every zip tool writes. The others may ask for gigabytes of memory before the first byte (LZMA's dictionary, PPMd's
+// model). libarchive tells the method of the entry at hand only here: "ZIP 2.0 (deflation)".
+static int check_method(struct archive *a, const char *name, struct error *e) {
+	const char *format = archive_format_name(a);
+	const char *method = format != NULL ? strchr(format, '(') : NULL;
+	if (method == NULL || strcmp(method, "(uncompressed)") == 0 || strcmp(method, "(deflation)") == 0)
+		return 0;
+	return error_named(
+		e, -EBADMSG, INVALID,
+		"The artifact's entry '%s' is compressed by another method than deflate %s; make the zip with 'zip -r app.zip .'.", name,
+		method);
+}
+
+static int check_entry(struct archive *a, struct archive_entry *entry, const struct archive_limits *l, struct archive_summary *sum,
+		       struct error *e) {
 	char text[128];
 	const char *name = archive_entry_pathname(entry);
 	if (++sum->entries > l->entries)
@@ -176,6 +190,9 @@ static int check_entry(struct archive_entry *entry, const struct archive_limits 
 			text);
 	if (archive_entry_is_encrypted(entry))
 		return error_named(e, -EBADMSG, INVALID, "The artifact's entry '%s' is encrypted; make the zip without a password.", text);
+	int r = check_method(a, text, e);
+	if (r < 0)
+		return r;
 	mode_t type = archive_entry_filetype(entry);
 	if (type == AE_IFLNK) {
 		const char *target = archive_entry_symlink(entry);
@@ -218,7 +235,7 @@ int archive_check(const struct archive_source *s, const struct archive_limits *l
 	const char *wanted = plain_name(dockerfile);
 	struct archive_entry *entry;
 	while ((r = archive_read_next_header(a, &entry)) == ARCHIVE_OK || r == ARCHIVE_WARN) {
-		r = check_entry(entry, l, ret, e);
+		r = check_entry(a, entry, l, ret, e);
 		if (r < 0)
 			return r;
 		if (archive_entry_filetype(entry) == AE_IFDIR)
@@ -295,7 +312,7 @@ int archive_unpack(const struct archive_source *s, const struct archive_limits *
 		return r;
 	struct archive_entry *entry;
 	while ((r = archive_read_next_header(a, &entry)) == ARCHIVE_OK || r == ARCHIVE_WARN) {
-		r = check_entry(entry, l, ret, e);
+		r = check_entry(a, entry, l, ret, e);
 		if (r < 0)
 			return r;
 		set_mode(entry);
