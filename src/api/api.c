@@ -34,6 +34,7 @@ int api_start(struct engine *en, struct error *e) {
 					   .connections_max = 1024,
 					   .handlers_max = 128,
 					   .handle = api_handle,
+					   .is_quick = api_is_quick,
 					   .refusal = api_refusal,
 					   .arg = en};
 	const struct server_options s3 = {.name = "artifacts",

@@ -7,6 +7,7 @@
 
 // Handlers of the two servers; arg is the engine.
 void api_handle(struct exchange *x, void *arg);
+bool api_is_quick(const struct http_head *h);
 const char *api_refusal(int status, const char **type);
 void s3_handle(struct exchange *x, void *arg);
 const char *s3_refusal(int status, const char **type);

@@ -22,6 +22,7 @@ struct exchange {
 	struct http_body body;
 	struct exchange *next_waiting;
 	size_t collected; // bytes counted against the server's limit
+	bool quick;       // its handler is on a reader thread
 
 	// Written before the handler starts.
 	char *head_bytes;

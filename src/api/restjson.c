@@ -5,6 +5,7 @@
 #include "api/api_internal.h"
 
 #include "api/call.h"
+#include "api/json_write.h"
 #include "api/sigv4.h"
 #include "base/base64.h"
 #include "base/cleanup.h"
@@ -27,11 +28,12 @@
 static void send_json(struct call *c, int status, const json_t *answer) {
 	exchange_header(c->x, "content-type", "application/json");
 	exchange_header(c->x, "x-amzn-requestid", "%s", exchange_id(c->x));
-	cleanup_free char *text = json_dumps(answer, JSON_COMPACT | JSON_REAL_PRECISION(13));
-	if (text == NULL)
+	cleanup_text text = {0};
+	json_write(&text, answer);
+	if (text.bad)
 		exchange_reply(c->x, 500, "{\"message\":null}", 16);
 	else
-		exchange_reply(c->x, status, text, strlen(text));
+		exchange_reply(c->x, status, text.data, text.size);
 }
 
 void call_answer(struct call *c, int status, json_t *answer) {
@@ -477,6 +479,11 @@ void api_handle(struct exchange *x, void *arg) {
 	json_decref(c.body);
 	log_debug("api.call", LOG_S("operation", c.operation), LOG_S("account", c.key.account), LOG_S("requestId", exchange_id(x)),
 		  LOG_U("us", (monotonic_ns() - started) / 1000));
+}
+
+// Every GET of the service reads records. The operator's calls may wait (logs).
+bool api_is_quick(const struct http_head *h) {
+	return slice_equals(h->method, "GET") && h->target.size > 3 && memcmp(h->target.data, "/20", 3) == 0;
 }
 
 const char *api_refusal(int status, const char **type) {

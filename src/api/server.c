@@ -29,6 +29,7 @@
 #define DRAIN_MS 2000
 #define DRAIN_BYTES (4u << 20)
 #define STOP_MS 5000
+#define TICK_LEAST_MS 100         // so that many deadlines close together cost one look
 #define COLLECTED_MAX (64u << 20) // bytes of collected bodies of one server
 
 enum connection_state { HEAD, BODY, ANSWER, DRAIN };
@@ -55,9 +56,11 @@ struct server {
 	struct server_options o;
 	uv_tcp_t listener;
 	uv_timer_t tick;
+	uint64_t tick_ms; // when it fires
 	int port;
 	struct connection *connections;
-	size_t connection_count, running, collected;
+	size_t connection_count, collected;
+	size_t running, quick_running;           // handlers
 	struct exchange *waiting, *waiting_last; // for a free handler
 	bool stopping, listener_closed, tick_closed;
 	uint64_t stop_ms;
@@ -67,6 +70,7 @@ struct server {
 
 _Static_assert(INPUT_MAX <= EXCHANGE_ROOM_LEAST, "what lies in a connection's buffer must fit an exchange that has room");
 
+static void on_tick(uv_timer_t *t);
 static void process(struct connection *c);
 static void connection_close(struct connection *c);
 
@@ -82,19 +86,25 @@ static void handler_run(void *arg) {
 	loop_submit(x->s->en, handler_done, x);
 }
 
+static void start_handler(struct exchange *x, bool quick) {
+	struct server *s = x->s;
+	x->quick = quick;
+	(*(quick ? &s->quick_running : &s->running))++;
+	int r = quick ? reader_submit(handler_run, x) : worker_submit(handler_run, x);
+	if (r < 0) {
+		log_error("server.worker", LOG_S("server", s->o.name), LOG_U("errno", -r));
+		exchange_reply(x, 503, "", 0);
+		loop_submit(s->en, handler_done, x);
+	}
+}
+
 static void start_waiting(struct server *s) {
 	while (s->waiting != NULL && s->running < s->o.handlers_max) {
 		struct exchange *x = s->waiting;
 		s->waiting = x->next_waiting;
 		if (s->waiting == NULL)
 			s->waiting_last = NULL;
-		s->running++;
-		int r = worker_submit(handler_run, x);
-		if (r < 0) {
-			log_error("server.worker", LOG_S("server", s->o.name), LOG_U("errno", -r));
-			exchange_reply(x, 503, "", 0);
-			loop_submit(s->en, handler_done, x);
-		}
+		start_handler(x, false);
 	}
 }
 
@@ -103,7 +113,7 @@ static void maybe_stopped(struct server *s);
 static void handler_done(void *arg) {
 	struct exchange *x = arg;
 	struct server *s = x->s;
-	s->running--;
+	(*(x->quick ? &s->quick_running : &s->running))--;
 	// A handler that stopped in mid-answer: the length that it announced will not come.
 	if (x->c != NULL && !exchange_is_complete(x))
 		connection_close(x->c);
@@ -115,6 +125,11 @@ static void handler_done(void *arg) {
 static void dispatch(struct exchange *x) {
 	struct server *s = x->s;
 	exchange_hold(x);
+	// Quick ones do not queue behind those that wait for guests; each connection has one at most.
+	if (s->o.is_quick != NULL && s->o.is_quick(exchange_head(x))) {
+		start_handler(x, true);
+		return;
+	}
 	x->next_waiting = NULL;
 	if (s->waiting_last == NULL)
 		s->waiting = x;
@@ -164,23 +179,43 @@ static void connection_close(struct connection *c) {
 	uv_close((uv_handle_t *)&c->tcp, on_closed);
 }
 
+// One timer per server. It is set to the first deadline, and not moved when that moves away: it fires, looks at all, and is set anew. So an idle
+// connection costs no wake-up before its time.
+static void wake_at(struct server *s, uint64_t at_ms) {
+	uint64_t now = uv_now(s->en->loop), wait = at_ms <= now ? 0 : at_ms - now;
+	bool active = uv_is_active((uv_handle_t *)&s->tick);
+	if (!active || at_ms < s->tick_ms) {
+		s->tick_ms = at_ms;
+		uv_timer_start(&s->tick, on_tick, wait < TICK_LEAST_MS ? TICK_LEAST_MS : wait, 0);
+	}
+}
+
+static void set_deadline(struct connection *c, uint64_t in_ms) {
+	c->deadline_ms = uv_now(c->s->en->loop) + in_ms;
+	wake_at(c->s, c->deadline_ms);
+}
+
 static void on_tick(uv_timer_t *t) {
 	struct server *s = t->data;
-	uint64_t now = uv_now(s->en->loop);
+	uint64_t now = uv_now(s->en->loop), next_ms = s->stopping ? s->stop_ms : UINT64_MAX;
 	for (struct connection *c = s->connections, *next; c != NULL; c = next) {
 		next = c->next;
+		if (!c->closing && c->deadline_ms > now && c->deadline_ms < next_ms)
+			next_ms = c->deadline_ms;
 		if (c->closing || ((c->deadline_ms == 0 || now < c->deadline_ms) && (!s->stopping || now < s->stop_ms)))
 			continue;
 		bool streaming = c->state == BODY && s->o.stream && c->x != NULL && !c->refused && !exchange_answered(c->x);
 		if (streaming && !s->stopping && (c->window >= STREAM_LEAST || !c->reading)) {
 			c->window = 0;
-			c->deadline_ms = now + STREAM_MS;
+			set_deadline(c, STREAM_MS);
 			continue;
 		}
 		if (c->state == BODY && c->x != NULL)
 			let_go(c, -ETIMEDOUT);
 		connection_close(c);
 	}
+	if (next_ms != UINT64_MAX && next_ms > now)
+		wake_at(s, next_ms);
 }
 
 // Reading ---------------------------------------------------------------------------------------------------------------------------
@@ -225,7 +260,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
 		return;
 	}
 	if (c->state == HEAD && c->in_size == 0)
-		c->deadline_ms = uv_now(c->s->en->loop) + HEAD_MS;
+		set_deadline(c, HEAD_MS);
 	c->in_size += (size_t)n;
 	process(c);
 }
@@ -258,7 +293,7 @@ static void answered(struct connection *c) {
 	let_go(c, -ECONNRESET);
 	if (whole) {
 		c->state = HEAD;
-		c->deadline_ms = uv_now(c->s->en->loop) + (c->in_size > 0 ? HEAD_MS : IDLE_MS);
+		set_deadline(c, c->in_size > 0 ? HEAD_MS : IDLE_MS);
 		if (c->in_size == 0) {
 			free(c->in);
 			c->in = NULL;
@@ -269,7 +304,7 @@ static void answered(struct connection *c) {
 	}
 	c->state = DRAIN;
 	c->in_size = 0;
-	c->deadline_ms = uv_now(c->s->en->loop) + DRAIN_MS;
+	set_deadline(c, DRAIN_MS);
 	c->shutdown.data = c;
 	if (c->ended || uv_shutdown(&c->shutdown, (uv_stream_t *)&c->tcp, on_shut) < 0)
 		connection_close(c);
@@ -283,7 +318,7 @@ static void on_written(uv_write_t *w, int status) {
 	struct connection *c = x->c;
 	exchange_written(x, o->size);
 	if (c != NULL) {
-		c->deadline_ms = uv_now(c->s->en->loop) + ANSWER_MS;
+		set_deadline(c, ANSWER_MS);
 		if (status < 0)
 			connection_close(c);
 		else if (o->last)
@@ -304,7 +339,7 @@ static void send_output(void *arg) {
 		free(o);
 		return;
 	}
-	c->deadline_ms = uv_now(c->s->en->loop) + ANSWER_MS;
+	set_deadline(c, ANSWER_MS);
 	o->write.data = o;
 	uv_buf_t buf = uv_buf_init(o->data, (unsigned)o->size);
 	if (uv_write(&o->write, (uv_stream_t *)&c->tcp, &buf, 1, on_written) < 0) {
@@ -405,7 +440,7 @@ static bool start_request(struct connection *c, size_t head_size) {
 	}
 	c->state = BODY;
 	c->window = 0;
-	c->deadline_ms = uv_now(s->en->loop) + (s->o.stream ? STREAM_MS : BODY_MS);
+	set_deadline(c, s->o.stream ? STREAM_MS : BODY_MS);
 	if (s->o.stream) {
 		x->wants_continue = h->expect_continue;
 		dispatch(x);
@@ -518,9 +553,7 @@ static void on_connection(uv_stream_t *listener, int status) {
 		return;
 	}
 	uv_tcp_nodelay(&c->tcp, 1);
-	c->deadline_ms = uv_now(s->en->loop) + HEAD_MS;
-	if (!uv_is_active((uv_handle_t *)&s->tick))
-		uv_timer_start(&s->tick, on_tick, 1000, 1000);
+	set_deadline(c, HEAD_MS);
 	set_reading(c, true);
 }
 
@@ -593,7 +626,7 @@ size_t server_connections(const struct server *s) {
 }
 
 static void maybe_stopped(struct server *s) {
-	if (!s->stopping || s->connections != NULL || s->running > 0 || s->waiting != NULL)
+	if (!s->stopping || s->connections != NULL || s->running + s->quick_running > 0 || s->waiting != NULL)
 		return;
 	if (!uv_is_closing((uv_handle_t *)&s->tick))
 		uv_close((uv_handle_t *)&s->tick, on_server_closed);
@@ -611,6 +644,8 @@ void server_stop(struct server *s, void (*done)(void *arg), void *arg) {
 	s->stopped = done;
 	s->stopped_arg = arg;
 	s->stop_ms = uv_now(s->en->loop) + STOP_MS;
+	if (s->connections != NULL)
+		wake_at(s, s->stop_ms);
 	uv_close((uv_handle_t *)&s->listener, on_server_closed);
 	for (struct connection *c = s->connections, *next; c != NULL; c = next) {
 		next = c->next;

@@ -29,6 +29,8 @@ struct server_options {
 	size_t body_limit;  // largest collected body
 	size_t connections_max, handlers_max;
 	void (*handle)(struct exchange *x, void *arg); // [worker]; must answer
+	// Whether the handler only reads, and answers at once: then it runs on a reader thread (reader_submit()). NULL: none does. [loop thread]
+	bool (*is_quick)(const struct http_head *h);
 	// Renders the answer to a request that HTTP itself refuses (status 400, 408, 413, 431, 503, 505) before a handler sees it: the body's bytes,
 	// which must live for ever. Its type goes to *type. NULL: no body.
 	const char *(*refusal)(int status, const char **type);

@@ -1,6 +1,7 @@
 // Signature Version 4; see sigv4.h.
 #include "api/sigv4.h"
 
+#include "api/signing_keys.h"
 #include "api/text.h"
 #include "base/cleanup.h"
 #include "base/hex.h"
@@ -478,7 +479,7 @@ enum sigv4_verdict sigv4_check(const struct sigv4 *s, const struct http_head *h,
 	sigv4_scope(s, scope);
 	int n = snprintf(string, sizeof(string), ALGORITHM "\n%s\n%s\n%s", s->amz_date, scope, digest);
 	unsigned char key[32];
-	sigv4_key(s, secret, key);
+	signing_key(s, secret, key);
 	sigv4_sign(key, string, (size_t)n, signature);
 	OPENSSL_cleanse(key, sizeof(key));
 	if (!sigv4_same(signature, s->signature)) {

@@ -65,6 +65,9 @@ struct engine {
 
 // Runs fn(arg) on a worker thread. Workers are made as needed, at most 512; more work queues. [any thread]
 int worker_submit(void (*fn)(void *arg), void *arg);
+// The same on one of a few threads, for work that is done in well below a millisecond and waits for nobody: not for a guest, not for the network, not
+// for a flush of the disk. [any thread]
+int reader_submit(void (*fn)(void *arg), void *arg);
 
 // Runs fn(arg) on the loop thread, soon. [any thread]
 void loop_submit(struct engine *en, void (*fn)(void *arg), void *arg);

@@ -1,7 +1,9 @@
 // Worker threads for everything that blocks, and the way back into the libuv loop.
 //
 // Threads are made when work waits and nobody is idle, and end after ten idle seconds; their stacks are small, because hundreds of them may
-// wait for guests at once. The pool is one per process. The loop's queue is a list behind a mutex and one uv_async_t that wakes the loop.
+// wait for guests at once. The process has two pools: one for all work, and one of a few threads for what only reads (READERS_MAX), where a burst
+// of calls is worked off in a row instead of waking a thread each. The loop's queue is a list behind a mutex and one uv_async_t that wakes the
+// loop.
 #include "stasisd/workers.h"
 
 #include "base/clock.h"
@@ -11,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define IDLE_SECONDS 10
+#define IDLE_MS 10000
 #if defined(__SANITIZE_ADDRESS__)
 #define STACK_BYTES (1024 * 1024) // red zones and fake frames need room
 #else
@@ -51,43 +53,68 @@ static struct job *list_take(struct job_list *l) {
 	return j;
 }
 
-static struct {
+struct pool {
 	pthread_mutex_t lock;
 	pthread_cond_t work; // something was queued
-	pthread_cond_t done; // a job ended
+	pthread_cond_t done; // nothing is queued or running any more
 	struct job_list queue;
-	size_t threads, idle;
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .work = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+	size_t threads, idle, most;
+};
+#define POOL(n) \
+	{ .lock = PTHREAD_MUTEX_INITIALIZER, .work = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER, .most = (n) }
 
-static void *worker(void *unused) {
-	pthread_mutex_lock(&pool.lock);
+static struct pool workers = POOL(WORKERS_MAX), readers = POOL(READERS_MAX);
+
+static bool is_idle(const struct pool *p) {
+	return p->queue.count == 0 && p->idle == p->threads;
+}
+
+// A condition variable of the monotonic clock cannot be made statically; this waits by it.
+static int wait_until(pthread_cond_t *c, pthread_mutex_t *lock, const struct timespec *monotonic) {
+	return pthread_cond_clockwait(c, lock, CLOCK_MONOTONIC, monotonic);
+}
+
+static struct timespec after_ms(int ms) {
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	t.tv_sec += ms / 1000;
+	t.tv_nsec += (long)(ms % 1000) * 1000000;
+	if (t.tv_nsec >= 1000000000) {
+		t.tv_nsec -= 1000000000;
+		t.tv_sec++;
+	}
+	return t;
+}
+
+static void *work(void *arg) {
+	struct pool *p = arg;
+	pthread_mutex_lock(&p->lock);
 	for (;;) {
-		struct job *j = list_take(&pool.queue);
+		struct job *j = list_take(&p->queue);
 		if (j != NULL) {
-			pthread_mutex_unlock(&pool.lock);
+			pthread_mutex_unlock(&p->lock);
 			j->fn(j->arg);
 			free(j);
-			pthread_mutex_lock(&pool.lock);
-			pthread_cond_broadcast(&pool.done);
+			pthread_mutex_lock(&p->lock);
 			continue;
 		}
-		struct timespec until;
-		clock_gettime(CLOCK_REALTIME, &until);
-		until.tv_sec += IDLE_SECONDS;
-		pool.idle++;
-		pthread_cond_broadcast(&pool.done);
-		int r = pthread_cond_timedwait(&pool.work, &pool.lock, &until);
-		pool.idle--;
-		if (r == ETIMEDOUT && pool.queue.first == NULL)
+		struct timespec until = after_ms(IDLE_MS);
+		p->idle++;
+		if (is_idle(p))
+			pthread_cond_broadcast(&p->done);
+		int r = wait_until(&p->work, &p->lock, &until);
+		p->idle--;
+		if (r == ETIMEDOUT && p->queue.first == NULL)
 			break;
 	}
-	pool.threads--;
-	pthread_cond_broadcast(&pool.done);
-	pthread_mutex_unlock(&pool.lock);
+	p->threads--;
+	if (is_idle(p))
+		pthread_cond_broadcast(&p->done);
+	pthread_mutex_unlock(&p->lock);
 	return NULL;
 }
 
-static int thread_new(void) {
+static int thread_new(struct pool *p) {
 	pthread_attr_t attributes;
 	int r = pthread_attr_init(&attributes);
 	if (r != 0)
@@ -95,58 +122,68 @@ static int thread_new(void) {
 	pthread_attr_setstacksize(&attributes, STACK_BYTES);
 	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
 	pthread_t thread;
-	r = pthread_create(&thread, &attributes, worker, NULL);
+	r = pthread_create(&thread, &attributes, work, p);
 	pthread_attr_destroy(&attributes);
 	return -r;
 }
 
-int worker_submit(void (*fn)(void *arg), void *arg) {
+static int submit(struct pool *p, void (*fn)(void *arg), void *arg) {
 	struct job *j = malloc(sizeof(*j));
 	if (j == NULL)
 		return -ENOMEM;
 	*j = (struct job){.fn = fn, .arg = arg};
-	pthread_mutex_lock(&pool.lock);
-	int r = pool.queue.count >= WORKERS_QUEUE_MAX ? -EAGAIN : 0;
-	if (r == 0 && pool.queue.count >= pool.idle && pool.threads < WORKERS_MAX) {
-		r = thread_new();
+	pthread_mutex_lock(&p->lock);
+	int r = p->queue.count >= WORKERS_QUEUE_MAX ? -EAGAIN : 0;
+	if (r == 0 && p->queue.count >= p->idle && p->threads < p->most) {
+		r = thread_new(p);
 		if (r == 0)
-			pool.threads++;
-		else if (pool.threads > 0)
+			p->threads++;
+		else if (p->threads > 0)
 			r = 0; // those that there are will come to it
 	}
 	if (r == 0) {
-		list_put(&pool.queue, j);
-		pthread_cond_signal(&pool.work);
+		list_put(&p->queue, j);
+		if (p->idle > 0)
+			pthread_cond_signal(&p->work);
 	}
-	pthread_mutex_unlock(&pool.lock);
+	pthread_mutex_unlock(&p->lock);
 	if (r < 0)
 		free(j);
 	return r;
 }
 
-bool workers_wait_idle(int timeout_ms) {
-	struct timespec until;
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += timeout_ms / 1000;
-	until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
-	if (until.tv_nsec >= 1000000000) {
-		until.tv_nsec -= 1000000000;
-		until.tv_sec++;
-	}
-	pthread_mutex_lock(&pool.lock);
+int worker_submit(void (*fn)(void *arg), void *arg) {
+	return submit(&workers, fn, arg);
+}
+
+int reader_submit(void (*fn)(void *arg), void *arg) {
+	return submit(&readers, fn, arg);
+}
+
+static bool wait_idle(struct pool *p, const struct timespec *until) {
+	pthread_mutex_lock(&p->lock);
 	int r = 0;
-	while ((pool.queue.count > 0 || pool.idle < pool.threads) && r == 0)
-		r = pthread_cond_timedwait(&pool.done, &pool.lock, &until);
-	bool idle = pool.queue.count == 0 && pool.idle == pool.threads;
-	pthread_mutex_unlock(&pool.lock);
+	while (!is_idle(p) && r == 0)
+		r = wait_until(&p->done, &p->lock, until);
+	bool idle = is_idle(p);
+	pthread_mutex_unlock(&p->lock);
 	return idle;
 }
 
-size_t workers_count(void) {
-	pthread_mutex_lock(&pool.lock);
-	size_t n = pool.threads;
-	pthread_mutex_unlock(&pool.lock);
+bool workers_wait_idle(int timeout_ms) {
+	struct timespec until = after_ms(timeout_ms);
+	return wait_idle(&readers, &until) && wait_idle(&workers, &until);
+}
+
+static size_t count(struct pool *p) {
+	pthread_mutex_lock(&p->lock);
+	size_t n = p->threads;
+	pthread_mutex_unlock(&p->lock);
 	return n;
+}
+
+size_t workers_count(void) {
+	return count(&workers) + count(&readers);
 }
 
 struct loop_queue {

@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #define WORKERS_MAX 512
+#define READERS_MAX 2
 #define WORKERS_QUEUE_MAX 65536
 
 // Makes en->queue on en->loop. Call on the loop thread before anything submits. Returns 0 or a negative errno.

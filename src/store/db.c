@@ -1,7 +1,7 @@
 // The connection to SQLite: opening, locking, statements, transactions; and what belongs to no record: keys, secrets, counts.
 //
-// One connection in WAL mode with synchronous=FULL: a commit that returned is on the disk. A lock file beside the database keeps a second engine
-// away, whatever it would do with it.
+// WAL mode with synchronous=FULL: a commit that returned is on the disk. A second connection reads, without waiting for the first one's flushes. A lock
+// file beside the database keeps a second engine away, whatever it would do with it.
 #include "store/db.h"
 
 #include "base/cleanup.h"
@@ -135,7 +135,10 @@ int db_set_flush(struct store *s, bool flush, struct error *e) {
 
 void db_text(sqlite3_stmt *st, int column, char *to, size_t room) {
 	const unsigned char *text = sqlite3_column_text(st, column);
-	snprintf(to, room, "%s", text == NULL ? "" : (const char *)text);
+	size_t n = text == NULL ? 0 : strnlen((const char *)text, room - 1);
+	if (n > 0)
+		memcpy(to, text, n);
+	to[n] = '\0';
 }
 
 char *db_text_copy(sqlite3_stmt *st, int column) {
@@ -178,6 +181,11 @@ int db_page_read(struct store *s, sqlite3_stmt *st, struct db_page *p, char next
 		p->count++;
 	}
 	return r;
+}
+
+static void init_locks(struct store *s) {
+	pthread_mutex_init(&s->lock, NULL);
+	pthread_mutex_init(&s->keys_lock, NULL);
 }
 
 // Opening -------------------------------------------------------------------------------------------------------------------------
@@ -233,6 +241,20 @@ static int load_keys(struct store *s, struct error *e) {
 	return r;
 }
 
+static int open_reader(struct store *s, struct error *e) {
+	struct store *r = s->reader = calloc(1, sizeof(*r));
+	if (r == NULL)
+		return error_set(e, -ENOMEM, "out of memory opening the store");
+	memcpy(r->path, s->path, sizeof(r->path));
+	r->lock_fd = -1;
+	init_locks(r);
+	if (sqlite3_open_v2(r->path, &r->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, NULL) != SQLITE_OK ||
+	    sqlite3_exec(r->db, "PRAGMA query_only = ON;", NULL, NULL, NULL) != SQLITE_OK)
+		return r->db == NULL ? error_set(e, -ENOMEM, "out of memory opening %s", r->path) : db_error(r, -EIO, e);
+	sqlite3_busy_timeout(r->db, 5000);
+	return 0;
+}
+
 static int open_database(struct store *s, const char *folder, struct error *e) {
 	int r = make_folders(folder, 0700, e);
 	if (r < 0)
@@ -258,9 +280,9 @@ static int open_database(struct store *s, const char *folder, struct error *e) {
 	if (r < 0)
 		return r;
 	r = load_keys(s, e);
-	if (r < 0)
-		return r;
-	return sync_folder(folder, e);
+	if (r == 0)
+		r = open_reader(s, e);
+	return r < 0 ? r : sync_folder(folder, e);
 }
 
 int store_open(const char *folder, struct store **ret, struct error *e) {
@@ -268,7 +290,7 @@ int store_open(const char *folder, struct store **ret, struct error *e) {
 	if (s == NULL)
 		return error_set(e, -ENOMEM, "out of memory opening the store");
 	s->lock_fd = -1;
-	pthread_mutex_init(&s->lock, NULL);
+	init_locks(s);
 	int r = open_database(s, folder, e);
 	if (r < 0) {
 		store_close(s);
@@ -281,72 +303,89 @@ int store_open(const char *folder, struct store **ret, struct error *e) {
 void store_close(struct store *s) {
 	if (s == NULL)
 		return;
+	store_close(s->reader); // first: the last connection brings the log into the database
 	for (size_t i = 0; i < s->cached; i++)
 		sqlite3_finalize(s->cache[i].statement);
 	sqlite3_close(s->db);
 	if (s->lock_fd >= 0)
 		close(s->lock_fd);
 	pthread_mutex_destroy(&s->lock);
+	pthread_mutex_destroy(&s->keys_lock);
 	free(s->keys);
 	free(s);
 }
 
 // Keys, secrets, counts -----------------------------------------------------------------------------------------------------------
 
-int store_put_key(struct store *s, const struct store_key *k, struct error *e) {
-	DB_LOCKED(s);
-	struct store_key *at = NULL;
-	for (size_t i = 0; i < s->key_count && at == NULL; i++)
-		if (strcmp(s->keys[i].id, k->id) == 0)
-			at = &s->keys[i];
-	if (at == NULL) {
+// Puts a key that is in the database into the memory.
+static int remember_key(struct store *s, const struct store_key *k, struct error *e) {
+	int r = 0;
+	pthread_mutex_lock(&s->keys_lock);
+	size_t i = 0;
+	while (i < s->key_count && strcmp(s->keys[i].id, k->id) != 0)
+		i++;
+	if (i == s->key_count) {
 		struct store_key *more = realloc(s->keys, (s->key_count + 1) * sizeof(*more));
 		if (more == NULL)
-			return error_set(e, -ENOMEM, "out of memory adding a key");
-		s->keys = more;
+			r = error_set(e, -ENOMEM, "out of memory adding a key");
+		else
+			s->keys = more;
+		s->key_count += r == 0;
 	}
+	if (r == 0)
+		s->keys[i] = *k;
+	pthread_mutex_unlock(&s->keys_lock);
+	return r;
+}
+
+int store_put_key(struct store *s, const struct store_key *k, struct error *e) {
+	DB_LOCKED(s);
 	int r = db_exec(s, e,
 			"INSERT INTO keys(id, secret, account) VALUES(?,?,?) ON CONFLICT(id) DO UPDATE SET secret=excluded.secret, "
 			"account=excluded.account",
 			"sss", k->id, k->secret, k->account);
-	if (r < 0)
-		return r;
-	if (at == NULL)
-		at = &s->keys[s->key_count++];
-	*at = *k;
-	return 0;
+	return r < 0 ? r : remember_key(s, k, e);
 }
 
 int store_get_key(struct store *s, const char *id, struct store_key *ret, struct error *e) {
-	DB_LOCKED(s);
-	for (size_t i = 0; i < s->key_count; i++) {
-		if (strcmp(s->keys[i].id, id) == 0) {
+	bool found = false;
+	pthread_mutex_lock(&s->keys_lock);
+	for (size_t i = 0; i < s->key_count && !found; i++) {
+		found = strcmp(s->keys[i].id, id) == 0;
+		if (found)
 			*ret = s->keys[i];
-			return 0;
-		}
 	}
-	return error_set(e, -ENOENT, "no such access key");
+	pthread_mutex_unlock(&s->keys_lock);
+	return found ? 0 : error_set(e, -ENOENT, "no such access key");
+}
+
+// 1: found, 0: there is none.
+static int read_secret(struct store *s, const char *name, void *ret, size_t size, struct error *e) {
+	db_statement st = NULL;
+	int r = db_query(s, &st, e, "SELECT value FROM secrets WHERE name=?", "s", name);
+	if (r >= 0)
+		r = db_step(s, st, e);
+	if (r <= 0)
+		return r;
+	const void *value = sqlite3_column_blob(st, 0);
+	if ((size_t)sqlite3_column_bytes(st, 0) != size || value == NULL)
+		return error_set(e, -EUCLEAN, "the secret %s in the store has another size than this program expects", name);
+	memcpy(ret, value, size);
+	return 1;
 }
 
 int store_secret(struct store *s, const char *name, void *ret, size_t size, struct error *e) {
-	DB_LOCKED(s);
 	{
-		db_statement st = NULL;
-		int r = db_query(s, &st, e, "SELECT value FROM secrets WHERE name=?", "s", name);
-		if (r < 0)
-			return r;
-		r = db_step(s, st, e);
-		if (r < 0)
-			return r;
-		if (r > 0) {
-			const void *value = sqlite3_column_blob(st, 0);
-			if ((size_t)sqlite3_column_bytes(st, 0) != size || value == NULL)
-				return error_set(e, -EUCLEAN, "the secret %s in the store has another size than this program expects",
-						 name);
-			memcpy(ret, value, size);
-			return 0;
-		}
+		struct store *reader = db_reader(s);
+		DB_LOCKED(reader);
+		int r = read_secret(reader, name, ret, size, e);
+		if (r != 0)
+			return r < 0 ? r : 0;
 	}
+	DB_LOCKED(s);
+	int found = read_secret(s, name, ret, size, e);
+	if (found != 0)
+		return found < 0 ? found : 0;
 	if (RAND_bytes(ret, (int)size) != 1)
 		return error_set(e, -EIO, "no random bytes for the secret %s", name);
 	int r = db_exec(s, e, "INSERT INTO secrets(name, value) VALUES(?,?)", "sb", name, ret, size);
@@ -354,6 +393,7 @@ int store_secret(struct store *s, const char *name, void *ret, size_t size, stru
 }
 
 int store_count(struct store *s, struct store_counts *ret, struct error *e) {
+	s = db_reader(s);
 	DB_LOCKED(s);
 	*ret = (struct store_counts){0};
 	db_statement st = NULL;
@@ -414,6 +454,7 @@ int store_list_stages(struct store *s, const char *subject, int (*each)(const st
 	if (found == NULL)
 		return error_set(e, -ENOMEM, "out of memory listing stages");
 	size_t n = 0;
+	s = db_reader(s);
 	{
 		DB_LOCKED(s);
 		db_statement st = NULL;

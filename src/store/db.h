@@ -2,6 +2,9 @@
 //
 // Statements are prepared once and kept, found by their text. A statement in use belongs to whoever holds the lock; nothing calls out
 // (no callback of a caller) while holding it.
+//
+// There are two connections, each a struct store with a lock of its own: the store's, which writes, and db_reader(), which only reads. A reader
+// waits for no flush and sees everything that was committed before it asked; reads outside of transactions use it.
 #pragma once
 
 #include "base/error.h"
@@ -14,6 +17,7 @@
 
 struct store {
 	sqlite3 *db;
+	struct store *reader; // NULL in the reader itself
 	pthread_mutex_t lock;
 	char path[512];
 	int lock_fd;
@@ -23,9 +27,14 @@ struct store {
 		sqlite3_stmt *statement;
 	} cache[DB_STATEMENTS_MAX];
 	size_t cached;
-	struct store_key *keys; // all of them
+	pthread_mutex_t keys_lock; // held briefly: every call looks its key up
+	struct store_key *keys;    // all of them
 	size_t key_count;
 };
+
+static inline struct store *db_reader(struct store *s) {
+	return s->reader;
+}
 
 static inline void db_unlock_fn(struct store **s) {
 	pthread_mutex_unlock(&(*s)->lock);

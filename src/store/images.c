@@ -180,6 +180,7 @@ int store_delete_image(struct store *s, const char *uuid, struct error *e) {
 }
 
 static int get_image(struct store *s, const char *sql, const char *by, struct store_image *ret, struct error *e) {
+	s = db_reader(s);
 	DB_LOCKED(s);
 	db_statement st = NULL;
 	int r = db_query(s, &st, e, sql, "s", by);
@@ -202,6 +203,7 @@ int store_get_image(struct store *s, const char *uuid, struct store_image *ret, 
 }
 
 static int get_version(struct store *s, const char *sql, const char *a, const char *b, struct store_version *ret, struct error *e) {
+	s = db_reader(s);
 	DB_LOCKED(s);
 	db_statement st = NULL;
 	int r = db_query(s, &st, e, sql, "ss", a, b);
@@ -225,6 +227,7 @@ int store_get_version_by_token(struct store *s, const char *account, const char 
 
 int store_get_build(struct store *s, const char *image_uuid, const char *version, const char *build_id, struct store_build *ret,
 		    struct error *e) {
+	s = db_reader(s);
 	DB_LOCKED(s);
 	db_statement st = NULL;
 	int r = db_query(s, &st, e, "SELECT " BUILD_COLUMNS " FROM builds WHERE image_uuid=? AND version=? AND build_id=?", "sss",
@@ -247,6 +250,7 @@ int store_list_images(struct store *s, const char *account, const char *after, s
 	int r = db_page_start(&page, after, next, e);
 	if (r < 0)
 		return r;
+	s = db_reader(s);
 	{
 		DB_LOCKED(s);
 		db_statement st = NULL;
@@ -274,6 +278,7 @@ int store_list_versions(struct store *s, const char *image_uuid, const char *aft
 	int r = db_page_start(&page, after, next, e);
 	if (r < 0)
 		return r;
+	s = db_reader(s);
 	{
 		DB_LOCKED(s);
 		db_statement st = NULL;
@@ -298,6 +303,7 @@ int store_list_builds(struct store *s, const char *image_uuid, const char *versi
 	int r = db_page_start(&page, after, next, e);
 	if (r < 0)
 		return r;
+	s = db_reader(s);
 	{
 		DB_LOCKED(s);
 		db_statement st = NULL;

@@ -82,6 +82,7 @@ int store_update_microvm_soon(struct store *s, const struct store_microvm *r, st
 
 static int get(struct store *s, const char *sql, const char *types, const char *a, const char *b, struct store_microvm *ret,
 	       struct error *e) {
+	s = db_reader(s);
 	DB_LOCKED(s);
 	db_statement st = NULL;
 	int r = db_query(s, &st, e, sql, types, a, b);
@@ -134,6 +135,7 @@ int store_list_microvms(struct store *s, const struct store_microvm_filter *f, c
 	int r = db_page_start(&page, after, next, e);
 	if (r < 0)
 		return r;
+	s = db_reader(s);
 	{
 		DB_LOCKED(s);
 		db_statement st = NULL;

@@ -1,6 +1,7 @@
 // The API's own tools: percent-encoding and queries, XML, validation of requests, bodies, versions. (Its operations are tested with the AWS
 // SDK in tests/api/.)
 #include "api/api_internal.h"
+#include "api/json_write.h"
 #include "api/s3.h"
 #include "api/validate.h"
 #include "api/xml.h"
@@ -36,6 +37,37 @@ static void percent(void **state) {
 	cleanup_text t = {0};
 	text_encode(&t, "a/b c~\xc3\xbc%", 9, true);
 	assert_string_equal(t.data, "a/b%20c~%C3%BC%25");
+}
+
+// The same text as jansson's, to the byte.
+static void json_is_written(void **state) {
+	(void)state;
+	static const char *const texts[] = {
+		"{}",
+		"[]",
+		"{\"b\":1,\"a\":[null,true,false,-1,0,9223372036854775807,-9223372036854775808]}",
+		"[\"\",\"plain\",\"\\u0001\\u001f\\u007f\\b\\f\\n\\r\\t\\\"\\\\/\",\"\xc3\xbc\xe2\x82\xac\xf0\x9f\x98\x80\"]",
+		"{\"\\n\":{\"x\":[[],{}]}}",
+		"[1750000000.0,1750000000.5,1750000000.12,1750000000.123,1750000000.001,1.0,9999999999.999]",
+		"[0.0,-1.5,0.25,3.14159265,1e-300,123456789012.5,10000000000.0,1750000000.12345]",
+	};
+	for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+		cleanup_json json_t *v = json_loads(texts[i], 0, NULL);
+		assert_non_null(v);
+		cleanup_text t = {0};
+		json_write(&t, v);
+		char *expected = json_dumps(v, JSON_COMPACT | JSON_REAL_PRECISION(13));
+		assert_string_equal(t.data, expected);
+		free(expected);
+	}
+	for (int64_t ms = 1785000000000; ms < 1785000002100; ms += 7) {
+		cleanup_json json_t *v = json_pack("[f]", (double)ms / 1000.0);
+		cleanup_text t = {0};
+		json_write(&t, v);
+		char *expected = json_dumps(v, JSON_COMPACT | JSON_REAL_PRECISION(13));
+		assert_string_equal(t.data, expected);
+		free(expected);
+	}
 }
 
 static void queries(void **state) {
@@ -232,8 +264,8 @@ static void bodies(void **state) {
 
 int main(void) {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(percent),   cmocka_unit_test(queries),     cmocka_unit_test(xml),
-		cmocka_unit_test(documents), cmocka_unit_test(constraints), cmocka_unit_test(bodies),
+		cmocka_unit_test(percent),   cmocka_unit_test(json_is_written), cmocka_unit_test(queries), cmocka_unit_test(xml),
+		cmocka_unit_test(documents), cmocka_unit_test(constraints),     cmocka_unit_test(bodies),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
