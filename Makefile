@@ -10,7 +10,7 @@ STAGE := $(CURDIR)/$(BUILD)/stage
 STASIS := $(STAGE)/bin/stasis
 NINJA := ninja -C $(BUILD)
 
-.PHONY: all setup programs assets demo test check unit vm-test e2e fuzz lint format clean bench-restore bench-launch bench-footprint
+.PHONY: all setup programs assets demo test check unit vm-test e2e fuzz lint format clean bench-restore bench-launch bench-footprint bench-api torture
 
 all: setup programs assets
 
@@ -61,6 +61,13 @@ bench-launch: all
 
 bench-footprint: all
 	@bench/run footprint
+
+bench-api: programs
+	@bench/run api
+
+# Kills and power cuts at random moments under load, for TORTURE_SECONDS (600) each, natively and in the machine. TORTURE_SEED repeats a run.
+torture: all
+	@tests/torture/run
 
 clean:
 	rm -rf $(BUILD) build-*

@@ -48,22 +48,14 @@ class Failure(Exception):
     pass
 
 
-class Engine:
-    """The engine that `stasis up` started, and signed calls to it over one kept connection."""
+class Signer:
+    """Signed calls to an API over one kept connection."""
 
-    def __init__(self):
-        subprocess.run([STASIS, "up", "--port-base", os.environ.get("BENCH_PORT_BASE", "17500")], check=True, stdout=sys.stderr)
-        with open(os.path.join(HOME, "engine.json")) as f:
-            e = json.load(f)
-        self.region, self.account, self.mode = e["region"], e["account"], e["mode"]
-        self.key, self.secret = e["accessKeyId"], e["secretAccessKey"]
-        self.api = urllib.parse.urlsplit(e["api"]).netloc
-        self.edge = e["edge"].rsplit(":", 1)
-        self.tls = ssl.create_default_context(cafile=os.path.join(HOME, "ca.pem"))
+    def __init__(self, address, region, key, secret):
+        self.api, self.region, self.key, self.secret = address, region, key, secret
         self.connection = None
 
-    def call(self, method, path, body=None):
-        data = b"" if body is None else json.dumps(body).encode()
+    def headers(self, method, path, data):
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         digest = hashlib.sha256(data).hexdigest()
         headers = {"host": self.api, "x-amz-content-sha256": digest, "x-amz-date": now}
@@ -79,6 +71,11 @@ class Engine:
         headers["authorization"] = "AWS4-HMAC-SHA256 Credential=%s/%s, SignedHeaders=%s, Signature=%s" % (
             self.key, scope, ";".join(sorted(h for h in headers)), signature)
         headers["content-type"] = "application/json"
+        return headers
+
+    def call(self, method, path, body=None):
+        data = b"" if body is None else json.dumps(body).encode()
+        headers = self.headers(method, path, data)
         for attempt in (1, 2):
             if self.connection is None:
                 self.connection = http.client.HTTPConnection(self.api, timeout=120)
@@ -94,6 +91,19 @@ class Engine:
         if answer.status >= 300:
             raise Failure("%s %s: %d %s %s" % (method, path, answer.status, answer.getheader("x-amzn-errortype"), content[:300]))
         return json.loads(content) if content else {}
+
+
+class Engine(Signer):
+    """The engine that `stasis up` started."""
+
+    def __init__(self):
+        subprocess.run([STASIS, "up", "--port-base", os.environ.get("BENCH_PORT_BASE", "17500")], check=True, stdout=sys.stderr)
+        with open(os.path.join(HOME, "engine.json")) as f:
+            e = json.load(f)
+        super().__init__(urllib.parse.urlsplit(e["api"]).netloc, e["region"], e["accessKeyId"], e["secretAccessKey"])
+        self.account, self.mode = e["account"], e["mode"]
+        self.edge = e["edge"].rsplit(":", 1)
+        self.tls = ssl.create_default_context(cafile=os.path.join(HOME, "ca.pem"))
 
     def image(self, name, folder, *options):
         """The image of that name, made with the command line when it is not there yet. Returns its ARN."""

@@ -20,8 +20,18 @@
 #define SLOTS 64
 #define CONNECTIONS 256
 #define HOOK_NAMES 6
+#define DISK_VALUE 16 // offset of the application's value in the layer
+#define TORN (-1)     // memory and disk were not of the same moment
 
-enum connection_kind { CONNECTION_CONTROL, CONNECTION_VSOCK, CONNECTION_AGENT, CONNECTION_STREAM, CONNECTION_EVENTS, CONNECTION_OTHER };
+enum connection_kind {
+	CONNECTION_CONTROL,
+	CONNECTION_VSOCK,
+	CONNECTION_AGENT,
+	CONNECTION_STREAM,
+	CONNECTION_EVENTS,
+	CONNECTION_HTTP,
+	CONNECTION_OTHER
+};
 
 struct slot_peer {
 	bool used;
@@ -29,6 +39,8 @@ struct slot_peer {
 	int control, vsock;
 	uint32_t state;
 	int counter;
+	int value; // the application's, in its memory and at DISK_VALUE of its disk
+	int layer; // the disk; -1: none
 	bool frozen;
 	uint64_t order;
 };
@@ -84,6 +96,8 @@ static void slot_gone(struct peers *p, size_t i) {
 			connection_end(&p->connections[k]);
 	close(s->control);
 	close(s->vsock);
+	if (s->layer >= 0)
+		close(s->layer);
 	snprintf(path, sizeof(path), "%s/vm/%s", p->run, s->name);
 	remove_tree(path, NULL);
 	s->used = false;
@@ -95,7 +109,7 @@ static struct slot_peer *slot_make(struct peers *p) {
 		struct slot_peer *s = &p->slots[i];
 		if (s->used)
 			continue;
-		*s = (struct slot_peer){.used = true, .order = ++p->order};
+		*s = (struct slot_peer){.used = true, .layer = -1, .order = ++p->order};
 		uuid_new(s->name);
 		snprintf(path, sizeof(path), "%s/vm/%s", p->run, s->name);
 		make_folders(path, 0755, NULL);
@@ -146,6 +160,23 @@ static void serve_launcher(struct peers *p) {
 	send(p->launcher, &reply, sizeof(reply), MSG_NOSIGNAL);
 }
 
+static void write_value(const struct slot_peer *s) {
+	char text[16];
+	snprintf(text, sizeof(text), "%010d", s->value);
+	ssize_t ignored = s->layer < 0 ? 0 : pwrite(s->layer, text, 10, DISK_VALUE);
+	(void)ignored;
+}
+
+static void take_value(struct slot_peer *s, const char *memory, bool own, int layer) {
+	char disk[16] = "";
+	int counter = 0;
+	s->value = 0;
+	if (sscanf(memory, "%d %d", &counter, &s->value) == 2 && own && pread(layer, disk, 10, DISK_VALUE) == 10 &&
+	    (int)strtol(disk, NULL, 10) != s->value)
+		s->value = TORN;
+	s->layer = dup(layer);
+}
+
 static int restore(struct slot_peer *s, const struct vmm_restore *q, const int *fds, size_t nfds) {
 	char state[64] = "", memory[64] = "";
 	uint32_t layers = q->memory_layers;
@@ -159,6 +190,7 @@ static int restore(struct slot_peer *s, const struct vmm_restore *q, const int *
 	if (pwrite(fds[nfds - 1], "written", 7, 0) != 7)
 		return -EIO;
 	s->counter = (int)strtol(memory, NULL, 10);
+	take_value(s, memory, layers == 2, fds[nfds - 1]);
 	s->state = VMM_STATE_RUNNING;
 	s->frozen = true;
 	return 0;
@@ -207,7 +239,7 @@ static void serve_control(struct peers *p, struct connection *c) {
 			snprintf(a.reply.text, sizeof(a.reply.text), "the disk is full");
 		} else {
 			dprintf(fds[0], "state of %s", s->name);
-			dprintf(fds[1], "%d", s->counter);
+			dprintf(fds[1], "%d %d", s->counter, s->value);
 		}
 		break;
 	case VMM_STATS:
@@ -315,13 +347,33 @@ static void serve_line(struct peers *p, struct connection *c) {
 		c->kind = CONNECTION_STREAM;
 	else if (strcmp(c->buffer, "EVENTS") == 0)
 		c->kind = CONNECTION_EVENTS;
+	else if (strncmp(c->buffer, "TCP ", 4) == 0)
+		c->kind = CONNECTION_HTTP;
 	else
 		c->kind = CONNECTION_OTHER;
 	size_t used = (size_t)(newline - c->buffer) + 1;
 	c->size -= used;
 	memmove(c->buffer, c->buffer + used, c->size);
-	const char *answer = c->kind == CONNECTION_OTHER ? "ERR ECONNREFUSED\n" : c->kind == CONNECTION_EVENTS ? "OK\n" : "OK 1073741824\n";
+	bool agent = c->kind == CONNECTION_EVENTS || c->kind == CONNECTION_HTTP;
+	const char *answer = c->kind == CONNECTION_OTHER ? "ERR ECONNREFUSED\n" : agent ? "OK\n" : "OK 1073741824\n";
 	send(c->fd, answer, strlen(answer), MSG_NOSIGNAL);
+}
+
+// The application: answers every request with its value; one whose target is /add increases it first. A frozen one says nothing.
+static void serve_http(struct peers *p, struct connection *c) {
+	struct slot_peer *s = &p->slots[c->slot];
+	for (char *end; (end = memmem(c->buffer, c->size, "\r\n\r\n", 4)) != NULL && !s->frozen;) {
+		if (memmem(c->buffer, (size_t)(end - c->buffer), " /add ", 6) != NULL && s->value != TORN) {
+			s->value++;
+			write_value(s);
+		}
+		char body[16], answer[128];
+		int size = snprintf(body, sizeof(body), "%d", s->value);
+		int n = snprintf(answer, sizeof(answer), "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", size, body);
+		send(c->fd, answer, (size_t)n, MSG_NOSIGNAL);
+		c->size -= (size_t)(end + 4 - c->buffer);
+		memmove(c->buffer, end + 4, c->size);
+	}
 }
 
 static void serve_stream(struct peers *p, struct connection *c) {
@@ -335,6 +387,8 @@ static void serve_stream(struct peers *p, struct connection *c) {
 		serve_line(p, c);
 	if (c->fd >= 0 && c->kind == CONNECTION_AGENT)
 		serve_agent(p, c);
+	if (c->fd >= 0 && c->kind == CONNECTION_HTTP)
+		serve_http(p, c);
 }
 
 static void accept_one(struct peers *p, int listener, size_t slot, enum connection_kind kind) {
@@ -575,6 +629,18 @@ void peers_kill_vmms(struct peers *p) {
 	for (size_t i = 0; i < SLOTS; i++)
 		if (p->slots[i].used)
 			slot_gone(p, i);
+	pthread_mutex_unlock(&p->lock);
+	wake(p);
+}
+
+void peers_kill_newest_vmm(struct peers *p) {
+	pthread_mutex_lock(&p->lock);
+	size_t newest = SLOTS;
+	for (size_t i = 0; i < SLOTS; i++)
+		if (p->slots[i].used && (newest == SLOTS || p->slots[i].order > p->slots[newest].order))
+			newest = i;
+	if (newest < SLOTS)
+		slot_gone(p, newest);
 	pthread_mutex_unlock(&p->lock);
 	wake(p);
 }

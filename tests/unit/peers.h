@@ -1,7 +1,9 @@
 // The other ends of stasisd's sockets, for tests of the lifecycle without KVM: a launcher, VMMs and guest agents that speak the real wire
 // structures over real sockets, and can be told to fail.
 //
-// A "guest" has a counter that hooks increase and that its snapshots keep, so that a test sees whether memory came back.
+// A "guest" has a counter that hooks increase and that its snapshots keep, so that a test sees whether memory came back. Its application answers
+// HTTP on every port with a value of its own, which a request for /add increases and which lies in memory and on the disk: after a restore from
+// files that are not of the same moment it is -1 for ever.
 #pragma once
 
 #include "launch/launch.h"
@@ -42,3 +44,4 @@ void peers_guests_power_off(struct peers *p);
 void peers_applications_exit(struct peers *p, int exit_code);
 void peers_write(struct peers *p, const char *text); // the applications write a line
 void peers_kill_vmms(struct peers *p);               // all slots vanish, as after a reboot of the host
+void peers_kill_newest_vmm(struct peers *p);
