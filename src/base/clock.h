@@ -1,4 +1,5 @@
-// Clocks, in nanoseconds.
+// Clocks. What lasts is measured by the monotonic clock, or by that of the boot where a sleep of the host counts; the wall clock, which may be set at any
+// moment, only says when something happened.
 #pragma once
 
 #include <stdint.h>
@@ -12,9 +13,12 @@ static inline uint64_t clock_ns(clockid_t clock) {
 static inline uint64_t monotonic_ns(void) {
 	return clock_ns(CLOCK_MONOTONIC);
 }
-static inline uint64_t realtime_ns(void) {
-	return clock_ns(CLOCK_REALTIME);
+static inline uint64_t boottime_ms(void) {
+	return clock_ns(CLOCK_BOOTTIME) / 1000000u;
 }
+// For tests: how far somebody has set the wall clock ahead of the system's.
+extern _Atomic int64_t wall_clock_step_ns;
+uint64_t realtime_ns(void);
 static inline uint64_t monotonic_ms(void) {
 	return monotonic_ns() / 1000000u;
 }

@@ -1,8 +1,10 @@
 // Deadlines: idle policy, maximum duration, suspended duration, and the short grace after an application's end (spec section 4.4).
 //
-// Each microVM has one timer, set to the first of its deadlines that matters in its state. Durations that users gave are wall-clock time, but
-// timers run on the monotonic clock, so a timer is never set further away than ALARM_MAX_MS: a stepped clock or a host that slept is noticed
-// then. An idle timer is not moved by each byte; when it fires, the newest activity decides whether it was the right time.
+// Each microVM has one timer, set to the first of its deadlines that matters in its state. Durations that users gave are counted by the clock of the
+// boot, which nobody sets and which goes on while the host sleeps; timers run on the monotonic clock, so one is never set further away than
+// ALARM_MAX_MS: a host that slept is noticed then. Only when stasisd starts are the moments in the records, which are of the wall clock, turned into
+// such of the boot's; one in the future counts as now. The idle period starts anew with a start of stasisd, which has cut all connections. An idle
+// timer is not moved by each byte; when it fires, the newest activity decides whether it was the right time.
 #include "microvms/lifecycle.h"
 
 #include "base/clock.h"
@@ -17,20 +19,25 @@ static int64_t least(int64_t a, int64_t b) {
 	return a < b ? a : b;
 }
 
+int64_t moment_of(int64_t wall_ms) {
+	int64_t ago = (int64_t)realtime_ms() - wall_ms;
+	return (int64_t)boottime_ms() - (ago > 0 ? ago : 0);
+}
+
 // Milliseconds from now until the first deadline; INT64_MAX: none. m->lock is held.
 static int64_t until_due(struct microvm *m) {
 	const struct store_microvm *r = &m->record;
-	int64_t now = (int64_t)monotonic_ms(), wall = (int64_t)realtime_ms(), due = INT64_MAX;
+	int64_t now = (int64_t)monotonic_ms(), boot = (int64_t)boottime_ms(), due = INT64_MAX;
 	if ((IN(m->state) & LIVING) == 0)
 		return due;
 	if (r->maximum_duration_s > 0)
-		due = least(due, r->started_ms + r->maximum_duration_s * 1000 - wall);
+		due = least(due, m->begun_ms + r->maximum_duration_s * 1000 - boot);
 	if (m->exited_ms != 0)
 		due = least(due, m->exited_ms + EXIT_GRACE_MS - now);
 	if (r->has_idle_policy && m->state == STATE_RUNNING)
 		due = least(due, m->last_activity_ms + r->max_idle_s * 1000 - now);
 	if (r->has_idle_policy && m->state == STATE_SUSPENDED)
-		due = least(due, r->suspended_at_ms + r->suspended_s * 1000 - wall);
+		due = least(due, m->asleep_ms + r->suspended_s * 1000 - boot);
 	return due;
 }
 
@@ -40,11 +47,11 @@ static void run_due_job(void *arg) {
 	struct microvm *m = arg;
 	pthread_mutex_lock(&m->lock);
 	const struct store_microvm *r = &m->record;
-	int64_t now = (int64_t)monotonic_ms(), wall = (int64_t)realtime_ms();
+	int64_t now = (int64_t)monotonic_ms(), boot = (int64_t)boottime_ms();
 	bool living = (IN(m->state) & LIVING) != 0;
 	bool exited = living && m->exited_ms != 0 && now >= m->exited_ms + EXIT_GRACE_MS;
-	bool old = living && r->maximum_duration_s > 0 && wall >= r->started_ms + r->maximum_duration_s * 1000;
-	bool forgotten = r->has_idle_policy && m->state == STATE_SUSPENDED && wall >= r->suspended_at_ms + r->suspended_s * 1000;
+	bool old = living && r->maximum_duration_s > 0 && boot >= m->begun_ms + r->maximum_duration_s * 1000;
+	bool forgotten = r->has_idle_policy && m->state == STATE_SUSPENDED && boot >= m->asleep_ms + r->suspended_s * 1000;
 	bool idle = r->has_idle_policy && m->state == STATE_RUNNING && now >= m->last_activity_ms + r->max_idle_s * 1000;
 	bool no_sleep = idle && r->suspended_s == 0; // 0 means: terminate instead of staying suspended
 	int exit_code = m->exit_code;

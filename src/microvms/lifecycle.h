@@ -72,6 +72,7 @@ struct microvm {
 	int64_t exited_ms;           // monotonic; when the application ended; 0: it runs
 	int exit_code;
 	_Atomic int64_t last_activity_ms; // monotonic
+	int64_t begun_ms, asleep_ms;      // since the boot: when its life, and its present sleep, began; see idle.c
 	struct timer timer;
 
 	// Owned by the operation in progress; between operations `slot.client` is watched.
@@ -170,6 +171,7 @@ int microvm_unresume(struct microvm *m);
 int timers_begin(struct engine *en, struct error *e);
 void timers_end(struct engine *en);       // loop thread
 void microvm_schedule(struct microvm *m); // computes the next deadline anew
+int64_t moment_of(int64_t wall_ms);       // since the boot, of a moment that a record names
 
 // adopt.c ---------------------------------------------------------------------------------------------------------------------
 int microvms_adopt(struct engine *en, struct error *e);

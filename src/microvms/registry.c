@@ -38,6 +38,8 @@ struct microvm *microvm_new(struct engine *en, const struct store_microvm *recor
 	m->slot = SLOT_NONE;
 	m->app_log.fd = -1;
 	m->last_activity_ms = (int64_t)monotonic_ms();
+	m->begun_ms = moment_of(record->started_ms);
+	m->asleep_ms = moment_of(record->suspended_at_ms);
 	pthread_mutex_init(&m->commit, NULL);
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_condattr_t attributes;

@@ -91,6 +91,8 @@ static int change(struct microvm *m, unsigned from, enum microvm_state to, const
 		pthread_mutex_lock(&m->lock);
 		copy_changed(&m->record, &r);
 		m->state = to;
+		if (to == STATE_SUSPENDED)
+			m->asleep_ms = (int64_t)boottime_ms();
 		m->terminate_hook = to == STATE_TERMINATING && before == STATE_RUNNING;
 		pthread_cond_broadcast(&m->changed);
 		pthread_mutex_unlock(&m->lock);

@@ -572,6 +572,42 @@ static void test_deadlines(void **state) {
 	assert_non_null(strstr(get(old.id).state_reason, "maximum duration"));
 }
 
+#define DAY_NS (86400ll * 1000000000)
+
+// A wall clock that is set by a day, either way, shortens and lengthens nothing.
+static void test_clock_is_set(void **state) {
+	struct error e = {0};
+	add_image("null");
+	struct store_microvm awake = run_running(), asleep = run_running();
+	assert_int_equal(microvm_suspend(&en, asleep.id, NULL, &e), 0);
+	static const int64_t steps[] = {DAY_NS, -DAY_NS};
+	for (size_t i = 0; i < 2; i++) {
+		wall_clock_step_ns = steps[i];
+		struct store_microvm old = run_with(&(struct policy){.maximum_s = 2});
+		struct store_microvm idle = run_with(&(struct policy){.idle_s = 1, .suspended_s = 1});
+		wall_clock_step_ns = -steps[i];
+		uint64_t from = monotonic_ms();
+		wait_state(idle.id, "SUSPENDED");
+		wait_state(old.id, "TERMINATED");
+		wait_state(idle.id, "TERMINATED");
+		assert_in_range(monotonic_ms() - from, 1500, 6000);
+		assert_string_equal(get(awake.id).state, "RUNNING");
+		assert_string_equal(get(asleep.id).state, "SUSPENDED");
+	}
+	// Across a restart only the records' moments are there: one in the future is taken for now.
+	wall_clock_step_ns = -DAY_NS;
+	restart();
+	usleep(50000);
+	assert_string_equal(get(awake.id).state, "RUNNING");
+	assert_string_equal(get(asleep.id).state, "SUSPENDED");
+	wall_clock_step_ns = DAY_NS;
+	restart();
+	wait_state(awake.id, "TERMINATED");
+	assert_non_null(strstr(get(awake.id).state_reason, "maximum duration"));
+	wait_state(asleep.id, "TERMINATED");
+	wall_clock_step_ns = 0;
+}
+
 static void test_many_at_once(void **state) {
 	struct error e = {0};
 	struct store_microvm all[40];
@@ -691,6 +727,7 @@ int main(void) {
 		cmocka_unit_test_setup_teardown(test_ends_by_itself, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_terminate_interrupts, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_deadlines, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_clock_is_set, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_many_at_once, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_adopt_running_and_suspended, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_adopt_after_reboot, set_up, tear_down),
