@@ -97,6 +97,7 @@ static void go_on_running(struct microvm *m, struct slots *slots, const char *vm
 			r = microvm_change(m, IN(m->state), STATE_RUNNING, NULL, &e);
 	}
 	if (r == 0) {
+		microvm_remove_snapshot(m); // that it was woken from, or that a suspend had begun
 		microvm_attach(m);
 		return;
 	}

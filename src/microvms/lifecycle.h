@@ -159,6 +159,9 @@ enum suspend_cause { SUSPEND_ASKED, SUSPEND_IDLE, SUSPEND_RESUME_FAILED };
 int microvm_suspend_now(struct microvm *m, enum suspend_cause cause, struct error *e);
 int microvm_lookup(struct engine *en, const char *id, struct microvm **ret, struct error *e); // named errors of the API
 
+// While a microVM runs it has no snapshot: removes every file of one, finished, begun, or marked by a resume. (A VMM has the files that it uses open.)
+void microvm_remove_snapshot(const struct microvm *m);
+
 // resume.c --------------------------------------------------------------------------------------------------------------------
 #define RESUMING_PREFIX "resuming-"
 int microvm_resume_now(struct microvm *m, struct error *e); // with the operation held

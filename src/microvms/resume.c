@@ -20,14 +20,6 @@ static void state_paths(const struct microvm *m, char own[FOLDER_PATH + 64], cha
 	snprintf(resuming, FOLDER_PATH + 64, "%s/" RESUMING_PREFIX "%s", m->folder, m->slot.vmm);
 }
 
-static void remove_snapshot(const struct microvm *m) {
-	char path[FOLDER_PATH + 64], resuming[FOLDER_PATH + 64];
-	state_paths(m, path, resuming);
-	unlink(resuming);
-	snprintf(path, sizeof(path), "%s/memory", m->folder);
-	unlink(path); // the VMM has it open
-}
-
 static int start_vmm(struct microvm *m, struct stages *stages, struct error *e) {
 	int r = slot_take(m->en, run_egress(m->record.config, m->settings.egress), m->settings.vcpus, m->settings.memory_mib, &m->slot, e);
 	stages_mark(stages, "launch.take");
@@ -142,7 +134,7 @@ int microvm_resume_now(struct microvm *m, struct error *e) {
 		return r;
 	}
 	microvm_settle(m, NULL);
-	remove_snapshot(m);
+	microvm_remove_snapshot(m);
 	microvm_attach_later(m, &stages);
 	return 0;
 }

@@ -10,6 +10,7 @@
 #include "base/io.h"
 #include "base/log.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -27,12 +28,18 @@ static int sync_file(int fd, const char *what, struct error *e) {
 	return fsync(fd) < 0 ? error_errno(e, "cannot write the MicroVM's %s to the disk", what) : 0;
 }
 
-// What a suspend that failed has written. While a microVM runs it has no other snapshot.
-static void remove_snapshot(const struct microvm *m) {
+void microvm_remove_snapshot(const struct microvm *m) {
 	static const char *const names[] = {"state.new", "state", "memory.new", "memory"};
+	char path[FOLDER_PATH + 300];
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-		char path[FOLDER_PATH + 16];
 		snprintf(path, sizeof(path), "%s/%s", m->folder, names[i]);
+		unlink(path);
+	}
+	cleanup_dir DIR *dir = opendir(m->folder);
+	for (const struct dirent *d; dir != NULL && (d = readdir(dir)) != NULL;) {
+		if (strncmp(d->d_name, RESUMING_PREFIX, strlen(RESUMING_PREFIX)) != 0)
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", m->folder, d->d_name);
 		unlink(path);
 	}
 }
@@ -73,7 +80,7 @@ static int publish_snapshot(const struct microvm *m, struct error *e) {
 // Lets a microVM that could not be suspended run on.
 static int run_on(struct microvm *m, bool paused, struct error *e) {
 	struct agent a = {.fd = -1};
-	remove_snapshot(m); // before the guest can write to its disk again
+	microvm_remove_snapshot(m); // before the guest can write to its disk again
 	int r = paused ? vmm_resume(&m->slot.client, e) : 0;
 	if (r == 0)
 		r = microvm_agent_open(m, &a, e);

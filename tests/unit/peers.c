@@ -383,7 +383,8 @@ static void serve_stream(struct peers *p, struct connection *c) {
 		return;
 	}
 	c->size += (size_t)n;
-	if (c->kind == CONNECTION_VSOCK || c->kind == CONNECTION_STREAM)
+	// Both lines may come at once, with the first bytes of the stream behind them.
+	while (c->fd >= 0 && (c->kind == CONNECTION_VSOCK || c->kind == CONNECTION_STREAM) && memchr(c->buffer, '\n', c->size) != NULL)
 		serve_line(p, c);
 	if (c->fd >= 0 && c->kind == CONNECTION_AGENT)
 		serve_agent(p, c);
