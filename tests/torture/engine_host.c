@@ -96,7 +96,7 @@ static void fill_image(struct store *s, int number, struct store_image *ret) {
 	memcpy(b.image_uuid, i.uuid, UUID_TEXT);
 	snprintf(i.name, sizeof(i.name), "image-%d", number);
 	snprintf(i.arn, sizeof(i.arn), "arn:aws:lambda:us-east-1:" ACCOUNT ":microvm-image:image-%d", number);
-	if (store_add_image(s, &i, &v, &b, &e) < 0)
+	if (store_add_image(s, &i, &v, &b, NULL, &e) < 0)
 		die(e.message);
 	snprintf(folder, sizeof(folder), "%s/state/images/%s/1.0", host.folder, i.uuid);
 	for (size_t f = 0; number == 0 && f < 4; f++)
@@ -129,7 +129,7 @@ static void fill_microvm(struct store *s, int number, const struct store_image *
 	snprintf(m.state, sizeof(m.state), asleep ? "SUSPENDED" : "TERMINATED");
 	m.terminated_ms = asleep ? 0 : now;
 	m.suspended_at_ms = asleep ? now : 0;
-	if (store_add_microvm(s, &m, &e) < 0)
+	if (store_add_microvm(s, &m, NULL, &e) < 0)
 		die(e.message);
 	snprintf(folder, sizeof(folder), "%s/state/microvms/%s", host.folder, uuid);
 	if (!asleep)

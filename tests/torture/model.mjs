@@ -192,7 +192,8 @@ export class Model {
       const free = [...this.microvms.values()].filter((m) => !m.busy && !(m.may.size === 1 && m.may.has('TERMINATED')))
       const m = free[Math.floor(rng() * free.length)]
       const dice = rng()
-      if (m === undefined || (dice < 0.2 && free.length < this.settings.microvms)) await this.run(rng)
+      if (m !== undefined && free.length > this.settings.microvms) await this.terminate(m)
+      else if (m === undefined || (dice < 0.2 && free.length < this.settings.microvms)) await this.run(rng)
       else if (dice < 0.22 && this.images.size < this.settings.builds) await this.build(rng)
       else if (dice < 0.6) await (m.autoResume || (m.may.size === 1 && m.may.has('RUNNING')) ? this.add(m) : this.resume(m))
       else if (dice < 0.8) await this.suspend(m)
