@@ -1,9 +1,9 @@
 // stasis-machine-init: PID 1 of the machine, the only program in its initramfs besides kernel modules.
 //
 // It loads the modules, builds a root file system out of what the host exports (init_root.c), configures the network (init_net.c), starts
-// stasis-launch, and then waits: for children to reap, for the power button (that is how `stasis down` asks), for the engine's end. When
-// the engine has ended, for whatever reason, it unmounts the state disk and powers the machine off. It restarts nothing: the
-// command line on the host decides what to do.
+// stasis-launch, and then waits: for children to reap, for the power button (that is how `stasis down` asks), for the engine's end. A
+// stasis-launch that was killed is started again, as a service manager does on a host: the microVMs outlive it, and the next one takes them over.
+// When it has ended by itself, or is killed again and again, the state disk is unmounted and the machine powers off.
 //
 // Lines that start with "machine: " are read by the host (src/machine/machine.c): "machine: ready …", "machine: failed …", "machine: engine ended …".
 #include "machine/init.h"
@@ -35,6 +35,8 @@
 #define ENGINE_GRACE_MS 120000 // stasisd suspends every running microVM before it ends
 #define CLOCK_CHECK_MS 30000
 #define CLOCK_STEP_S 2
+#define RESTARTS_MOST 5 // of stasis-launch, in RESTARTS_WINDOW_MS
+#define RESTARTS_WINDOW_MS 60000
 
 static void say(const char *what, const char *detail) {
 	printf("machine: %s%s%s (%.2f s)\n", what, detail[0] != '\0' ? " " : "", detail, (double)clock_ns(CLOCK_BOOTTIME) / 1e9);
@@ -183,8 +185,23 @@ static void follow_host_clock(void) {
 	}
 }
 
+// Starts an engine that was killed again. Returns false when that has happened too often, or cannot be done.
+static bool restart_engine(const struct init_options *o, pid_t *engine) {
+	static uint64_t restarts[RESTARTS_MOST];
+	static unsigned next;
+	struct error e;
+	uint64_t now = monotonic_ms();
+	if (restarts[next] != 0 && now - restarts[next] < RESTARTS_WINDOW_MS)
+		return false;
+	restarts[next] = now;
+	next = (next + 1) % RESTARTS_MOST;
+	say("engine killed; starting it again", "");
+	*engine = start_engine(o, &e);
+	return *engine > 0;
+}
+
 // Waits for the engine's end; passes SIGTERM and the power button on to it. Returns its wait status.
-static int watch(pid_t engine, int signals) {
+static int watch(const struct init_options *o, pid_t engine, int signals) {
 	struct pollfd fds[1 + BUTTONS_MAX];
 	fds[0] = (struct pollfd){.fd = signals, .events = POLLIN};
 	size_t n = 1 + open_buttons(fds + 1, BUTTONS_MAX);
@@ -207,7 +224,7 @@ static int watch(pid_t engine, int signals) {
 		int status;
 		pid_t p;
 		while ((p = waitpid(-1, &status, WNOHANG)) > 0)
-			if (p == engine)
+			if (p == engine && (!WIFSIGNALED(status) || deadline != 0 || !restart_engine(o, &engine)))
 				return status;
 		follow_host_clock();
 	}
@@ -242,7 +259,7 @@ int main(void) {
 		fail(&e);
 	start_exec_server();
 	say("ready", "");
-	int status = watch(engine, signals);
+	int status = watch(&options, engine, signals);
 	char text[64];
 	snprintf(text, sizeof(text), "%s %d", WIFSIGNALED(status) ? "by signal" : "with status",
 		 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
