@@ -82,8 +82,9 @@ static int change(struct microvm *m, unsigned from, enum microvm_state to, const
 		return error_set(e, -ECANCELED, "the MicroVM is %s", state_names[before]);
 	}
 	apply(&r, to, reason);
-	// A microVM that runs, or is about to sleep, does not outlive its host, whatever the record says: those changes need not wait for the disk.
-	bool ends_with_host = to == STATE_RUNNING || to == STATE_SUSPENDING;
+	// A microVM that runs, or is about to sleep, does not outlive its host, whatever the record says: those changes need not wait for the disk. But one
+	// that was asleep would be found asleep after a power cut, with what it had before it was woken.
+	bool ends_with_host = to == STATE_SUSPENDING || (to == STATE_RUNNING && before != STATE_SUSPENDED);
 	int result = ends_with_host ? store_update_microvm_soon(m->en->store, &r, e) : store_update_microvm(m->en->store, &r, e);
 	if (result < 0)
 		log_error("microvm.commit", LOG_S("microvmId", r.id), LOG_S("state", r.state), LOG_S("message", e->message));

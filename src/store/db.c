@@ -276,7 +276,7 @@ static int open_database(struct store *s, const char *folder, struct error *e) {
 	r = check(s, e);
 	if (r < 0)
 		return r;
-	r = schema_upgrade(s, e);
+	r = schema_upgrade(s, schema_newest(), e);
 	if (r < 0)
 		return r;
 	r = load_keys(s, e);

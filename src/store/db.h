@@ -89,5 +89,6 @@ int db_page_read(struct store *s, sqlite3_stmt *st, struct db_page *p, char next
 // tokens.c: keeps a client token, in the transaction that makes what it stands for. -EEXIST: it is kept already; -EDQUOT.
 int token_add(struct store *s, const struct store_token *t, struct error *e);
 
-// schema.c: brings the database to the current version, refusing one that a newer program wrote.
-int schema_upgrade(struct store *s, struct error *e);
+// schema.c: brings the database to version `to` (the newest one, but in tests), refusing one that a newer program wrote.
+int schema_newest(void);
+int schema_upgrade(struct store *s, int to, struct error *e);

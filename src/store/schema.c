@@ -74,7 +74,11 @@ static const char *const migrations[] = {
 
 #define SCHEMA_VERSION ((int)(sizeof(migrations) / sizeof(migrations[0])))
 
-int schema_upgrade(struct store *s, struct error *e) {
+int schema_newest(void) {
+	return SCHEMA_VERSION;
+}
+
+int schema_upgrade(struct store *s, int to, struct error *e) {
 	sqlite3_stmt *st = NULL;
 	if (sqlite3_prepare_v2(s->db, "PRAGMA user_version", -1, &st, NULL) != SQLITE_OK)
 		return db_error(s, -EIO, e);
@@ -88,7 +92,7 @@ int schema_upgrade(struct store *s, struct error *e) {
 				 "the store %s was written by a newer Stasis (layout %d, this program knows up to %d): start that version, "
 				 "or a newer one",
 				 s->path, version, SCHEMA_VERSION);
-	for (; version < SCHEMA_VERSION; version++) {
+	for (; version < to; version++) {
 		int r = db_begin(s, e);
 		if (r < 0)
 			return r;
