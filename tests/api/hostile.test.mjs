@@ -104,6 +104,73 @@ test('heads that are malformed, too large, or unlike each other', async () => {
   await alive()
 })
 
+test('headers that contradict each other', async () => {
+  const target = '/2025-09-09/microvms', good = head('GET', target)
+  const twice = (name) => good.replace(new RegExp(`(${name}: [^\\r]*\\r\\n)`, 'i'), '$1$1')
+  for (const [bytes, code] of [
+    [twice('authorization'), 403],
+    [twice('x-amz-date'), 403],
+    [good.replace('\r\n\r\n', '\r\nx-amz-extra: unsigned\r\n\r\n'), 403],
+    [good.replace('GET', 'POST').replace('\r\n\r\n', '\r\ncontent-length: 0\r\n\r\n'), 403],
+    [good.replace(target, target + '?maxResults=1'), 403],
+    [good.replace(target, '/2025-09-09//microvms'), 404], // signs alike, and is no operation
+    [good.replace('\r\n\r\n', '\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\nhello'), 400],
+    [good.replace('\r\n\r\n', '\r\ntransfer-encoding: identity\r\n\r\n'), 400],
+    [good.replace('HTTP/1.1', 'HTTP/1.0').replace('\r\n\r\n', '\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'), 400],
+  ]) assert.equal(status(await raw(server.api, bytes, { until: /\}$/ })), code, bytes.slice(0, 200))
+  await alive()
+})
+
+test('half a body, and one that comes slowly, cost a connection and no more', async () => {
+  const net = await import('node:net')
+  const port = Number(new URL(server.api).port)
+  const half = Array.from({ length: 100 }, () => {
+    const s = net.connect(port, '127.0.0.1')
+    s.on('error', () => {})
+    s.write('POST /2025-09-09/microvms HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n{')
+    return s
+  })
+  const body = '{}', slow = head('POST', '/2025-09-09/microvms', { 'content-length': body.length }, { body })
+  const answer = await raw(server.api, [slow, '{', '}'], { pause: 500, until: /\}$/ })
+  assert.equal(status(answer), 400)
+  const started = Date.now()
+  for (let i = 0; i < 20; i++) await alive()
+  assert.ok(Date.now() - started < 2000)
+  for (const s of half) s.destroy()
+})
+
+test('a pipeline of a thousand is answered whole, and one that is not read is let go', async () => {
+  const one = 'GET /_stasis/health HTTP/1.1\r\nHost: a\r\n\r\n'
+  const answer = await raw(server.api, one.repeat(999) + one.replace('\r\n\r\n', '\r\nConnection: close\r\n\r\n'), { timeout: 60000 })
+  assert.equal(answer.match(/HTTP\/1\.1 200/g).length, 1000)
+  const net = await import('node:net')
+  const deaf = net.connect(Number(new URL(server.api).port), '127.0.0.1')
+  deaf.on('error', () => {})
+  deaf.pause()
+  for (let i = 0; i < 200; i++) deaf.write(one.repeat(100))
+  await new Promise((r) => setTimeout(r, 1000))
+  await alive()
+  const rss = Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${server.pid}/status`, 'utf8'))[1])
+  assert.ok(rss < 600000, `${rss} KiB`) // sanitizers included
+  deaf.destroy()
+})
+
+test('paths and queries that are odd', async () => {
+  for (const [target, code] of [
+    ['/2025-09-09/microvms/%00', 400],
+    ['/2025-09-09/microvms/%zz', 400],
+    ['/2025-09-09/microvms?maxResults=0', 400],
+    ['/2025-09-09/microvms?maxResults=99999999999999999999', 400],
+    ['/2025-09-09/microvms/' + 'a'.repeat(20000), 404],
+    ['/' + '/'.repeat(1000), 404],
+    ['/2025-09-09/microvms/..%2f..%2fx', 404],
+  ]) {
+    const r = await raw(server.api, head('GET', target), { until: /\}$/ })
+    assert.ok([code, 403].includes(status(r)), `${target.slice(0, 60)}: ${r.slice(0, 300)}`)
+    assert.match(r, /x-amzn-errortype: /)
+  }
+})
+
 test('pipelined requests are answered in order', async () => {
   const answer = await raw(server.api, 'GET /_stasis/health HTTP/1.1\r\nHost: a\r\n\r\n'.repeat(20) + 'GET /none HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n')
   assert.deepEqual([...answer.matchAll(/HTTP\/1\.1 (\d+)/g)].map((m) => m[1]), [...Array(20).fill('200'), '403'])
