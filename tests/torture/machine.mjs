@@ -3,7 +3,7 @@ import { execFile, execFileSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { promisify } from 'node:util'
-import { LambdaMicrovmsClient } from '@aws-sdk/client-lambda-microvms'
+import * as api from '@aws-sdk/client-lambda-microvms'
 import { sleep } from './model.mjs'
 
 const root = path.resolve(import.meta.dirname, '../..')
@@ -30,6 +30,9 @@ export class Machine {
     this.port = port
     this.up()
     await this.connect()
+    // An earlier run that failed has left its microVMs.
+    for await (const page of api.paginateListMicrovms({ client: this.client }, {}))
+      for (const m of page.items) if (m.state !== 'TERMINATED') await this.client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: m.microvmId }))
     if (!(await this.cli('image', 'ls', '--json')).includes('"torture"')) await this.cli('image', 'create', 'torture', path.join(root, 'tests/torture/application'), '--memory', '512')
   }
 
@@ -45,7 +48,7 @@ export class Machine {
     this.ca = readFileSync(path.join(home, 'ca.pem'))
     this.image = `arn:aws:lambda:${e.region}:${e.account}:microvm-image:torture`
     this.artifact = 's3://none/none.zip'
-    this.client = new LambdaMicrovmsClient({ endpoint: e.api, region: e.region, credentials: { accessKeyId: e.accessKeyId, secretAccessKey: e.secretAccessKey }, maxAttempts: 1 })
+    this.client = new api.LambdaMicrovmsClient({ endpoint: e.api, region: e.region, credentials: { accessKeyId: e.accessKeyId, secretAccessKey: e.secretAccessKey }, maxAttempts: 1 })
     await this.ready()
   }
 
