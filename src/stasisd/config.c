@@ -17,7 +17,7 @@ enum member_kind {
 	MEMBER_PATH,    // absolute
 	MEMBER_ADDRESS, // host:port
 	MEMBER_ACCOUNT, // twelve digits
-	MEMBER_LEVEL,   // of the log
+	MEMBER_CHOICE,  // one of `choices`
 	MEMBER_INT,
 	MEMBER_INT64,
 	MEMBER_REAL,
@@ -28,12 +28,18 @@ struct member {
 	const char *name;
 	enum member_kind kind;
 	size_t offset, size;
-	const char *text; // default of texts
+	const char *text;    // default of texts
+	const char *choices; // "one|other"
 	double least, most, number;
 };
 
 #define TEXT(n, k, field, def) \
 	{ .name = (n), .kind = (k), .offset = offsetof(struct config, field), .size = sizeof(((struct config *)0)->field), .text = (def) }
+#define CHOICE(n, field, all, def)                                                                                                         \
+	{                                                                                                                                  \
+		.name = (n), .kind = MEMBER_CHOICE, .offset = offsetof(struct config, field), .size = sizeof(((struct config *)0)->field), \
+		.text = (def), .choices = (all)                                                                                            \
+	}
 #define NUMBER(n, k, field, lo, hi, def) \
 	{ .name = (n), .kind = (k), .offset = offsetof(struct config, field), .least = (lo), .most = (hi), .number = (def) }
 
@@ -54,6 +60,9 @@ static const struct member members[] = {
 	TEXT("s3AccessKeyId", MEMBER_TEXT, s3_key_id, ""),
 	TEXT("s3SecretAccessKey", MEMBER_TEXT, s3_key_secret, ""),
 	TEXT("s3Region", MEMBER_TEXT, s3_region, "us-east-1"),
+	CHOICE("s3Addressing", s3_addressing, "path|virtual", "path"),
+	TEXT("artifactsDomain", MEMBER_TEXT, artifacts_domain, "localhost"),
+	NUMBER("artifactStoreLimitBytes", MEMBER_INT64, artifact_store_limit, 0, 1125899906842624.0, 0),
 	NUMBER("defaultTimeoutScale", MEMBER_REAL, default_timeout_scale, 0.1, 1000, 1),
 	TEXT("baseAliases", MEMBER_OBJECT, base_alias, "{}"),
 	TEXT("defaultBase", MEMBER_TEXT, default_base, "debian"),
@@ -64,7 +73,7 @@ static const struct member members[] = {
 	NUMBER("builderVcpus", MEMBER_INT, builder_vcpus, 1, 16, 2),
 	NUMBER("concurrentBuilds", MEMBER_INT, concurrent_builds, 1, 64, 1),
 	NUMBER("buildLimitSeconds", MEMBER_INT64, build_limit_s, 10, 86400, 3600),
-	TEXT("logLevel", MEMBER_LEVEL, log_level, "info"),
+	CHOICE("logLevel", log_level, "debug|info|warn|error", "info"),
 };
 #define MEMBERS (sizeof(members) / sizeof(members[0]))
 
@@ -100,8 +109,13 @@ static bool is_account(const char *s) {
 	return strlen(s) == 12 && strspn(s, "0123456789") == 12;
 }
 
-static bool is_level(const char *s) {
-	return strcmp(s, "debug") == 0 || strcmp(s, "info") == 0 || strcmp(s, "warn") == 0 || strcmp(s, "error") == 0;
+static bool is_choice(const char *choices, const char *s) {
+	for (size_t n; *choices != '\0'; choices += n + (choices[n] == '|')) {
+		n = strcspn(choices, "|");
+		if (strlen(s) == n && strncmp(choices, s, n) == 0)
+			return true;
+	}
+	return false;
 }
 
 static int take_text(struct config *c, const struct member *m, const char *text, const char *name, struct error *e) {
@@ -114,14 +128,14 @@ static int take_text(struct config *c, const struct member *m, const char *text,
 				 m->name, text);
 	if (m->kind == MEMBER_ACCOUNT && !is_account(text))
 		return error_set(e, -EINVAL, "%s: \"%s\" must be twelve digits, not \"%s\"", name, m->name, text);
-	if (m->kind == MEMBER_LEVEL && !is_level(text))
-		return error_set(e, -EINVAL, "%s: \"%s\" must be debug, info, warn or error, not \"%s\"", name, m->name, text);
+	if (m->kind == MEMBER_CHOICE && !is_choice(m->choices, text))
+		return error_set(e, -EINVAL, "%s: \"%s\" must be one of %s, not \"%s\"", name, m->name, m->choices, text);
 	put_text(c, m, text);
 	return 0;
 }
 
 static int take_member(struct config *c, const struct member *m, const json_t *v, const char *name, struct error *e) {
-	if (m->kind <= MEMBER_LEVEL) {
+	if (m->kind <= MEMBER_CHOICE) {
 		if (!json_is_string(v))
 			return error_set(e, -EINVAL, "%s: \"%s\" must be a string", name, m->name);
 		return take_text(c, m, json_string_value(v), name, e);
@@ -147,7 +161,7 @@ static int take_member(struct config *c, const struct member *m, const json_t *v
 int config_parse(const char *text, size_t size, const char *name, struct config *ret, struct error *e) {
 	struct config c = {0};
 	for (size_t i = 0; i < MEMBERS; i++) {
-		if (members[i].kind <= MEMBER_LEVEL || members[i].kind == MEMBER_OBJECT)
+		if (members[i].kind <= MEMBER_CHOICE || members[i].kind == MEMBER_OBJECT)
 			put_text(&c, &members[i], members[i].text);
 		else
 			put_number(&c, &members[i], members[i].number);

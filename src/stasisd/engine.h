@@ -26,6 +26,9 @@ struct config {
 	char s3_key_id[129];
 	char s3_key_secret[129];
 	char s3_region[32];
+	char s3_addressing[8];        // "s3Addressing": path; or virtual: the bucket as first label of the endpoint's host
+	char artifacts_domain[128];   // "artifactsDomain": localhost; <bucket>.<domain> names a bucket of the built-in store
+	int64_t artifact_store_limit; // "artifactStoreLimitBytes": 0; all objects together; 0: what the disk holds
 	double default_timeout_scale; // "defaultTimeoutScale": 1; multiplies hook time-outs that nobody set (the machine: 10)
 	char base_alias[512];         // "baseAliases": JSON object, FROM name → base image name
 	char default_base[32];        // "defaultBase": debian; what AWS's managed base name means

@@ -59,6 +59,11 @@ static const char *const migrations[] = {
 	"CREATE TABLE parts(upload TEXT NOT NULL REFERENCES uploads(id) ON DELETE CASCADE, number INTEGER NOT NULL, file TEXT NOT NULL "
 	"UNIQUE,"
 	" size INTEGER NOT NULL, etag TEXT NOT NULL, PRIMARY KEY(upload, number));",
+
+	// Artifact store: lists of uploads and of their parts, and the end of old uploads.
+	"ALTER TABLE parts ADD COLUMN modified_ms INTEGER NOT NULL DEFAULT 0;"
+	"CREATE INDEX uploads_by_key ON uploads(bucket, key, id);"
+	"CREATE INDEX uploads_by_age ON uploads(created_ms);",
 };
 
 #define SCHEMA_VERSION ((int)(sizeof(migrations) / sizeof(migrations[0])))
