@@ -16,6 +16,7 @@ enum member_kind {
 	MEMBER_TEXT,
 	MEMBER_PATH,    // absolute
 	MEMBER_ADDRESS, // host:port
+	MEMBER_URL,     // http:// or https://, or empty
 	MEMBER_ACCOUNT, // twelve digits
 	MEMBER_CHOICE,  // one of `choices`
 	MEMBER_INT,
@@ -56,7 +57,7 @@ static const struct member members[] = {
 	TEXT("account", MEMBER_ACCOUNT, account, "000000000000"),
 	TEXT("accessKeyId", MEMBER_TEXT, key_id, ""),
 	TEXT("secretAccessKey", MEMBER_TEXT, key_secret, ""),
-	TEXT("s3Endpoint", MEMBER_TEXT, s3_endpoint, ""),
+	TEXT("s3Endpoint", MEMBER_URL, s3_endpoint, ""),
 	TEXT("s3AccessKeyId", MEMBER_TEXT, s3_key_id, ""),
 	TEXT("s3SecretAccessKey", MEMBER_TEXT, s3_key_secret, ""),
 	TEXT("s3Region", MEMBER_TEXT, s3_region, "us-east-1"),
@@ -105,6 +106,12 @@ static bool is_address(const char *s) {
 	return strtol(colon + 1, NULL, 10) <= 65535;
 }
 
+// A scheme, a host, no user, no query.
+static bool is_url(const char *s) {
+	size_t scheme = strncmp(s, "http://", 7) == 0 ? 7 : strncmp(s, "https://", 8) == 0 ? 8 : 0;
+	return scheme > 0 && s[scheme] != '\0' && s[scheme] != '/' && strpbrk(s, " @?#\\") == NULL;
+}
+
 static bool is_account(const char *s) {
 	return strlen(s) == 12 && strspn(s, "0123456789") == 12;
 }
@@ -126,6 +133,9 @@ static int take_text(struct config *c, const struct member *m, const char *text,
 	if (m->kind == MEMBER_ADDRESS && !is_address(text))
 		return error_set(e, -EINVAL, "%s: \"%s\" must be an address and a port such as \"127.0.0.1:7411\", not \"%s\"", name,
 				 m->name, text);
+	if (m->kind == MEMBER_URL && text[0] != '\0' && !is_url(text))
+		return error_set(e, -EINVAL, "%s: \"%s\" must be a URL such as \"https://s3.example.org\", not \"%s\"", name, m->name,
+				 text);
 	if (m->kind == MEMBER_ACCOUNT && !is_account(text))
 		return error_set(e, -EINVAL, "%s: \"%s\" must be twelve digits, not \"%s\"", name, m->name, text);
 	if (m->kind == MEMBER_CHOICE && !is_choice(m->choices, text))

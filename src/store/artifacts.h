@@ -31,8 +31,8 @@ void artifacts_stop(struct artifacts *a);
 // How many bytes all objects and parts together may take; 0, the beginning: as many as the disk holds.
 void artifacts_limit_total(struct artifacts *a, uint64_t bytes);
 
-// Opens an artifact named by a build for reading, from the built-in store or, when the configuration has an s3Endpoint, from there (into an
-// unnamed temporary file). *ret_fd is the caller's. Errors are named as the service names them: S3_NO_SUCH_BUCKET, S3_NO_SUCH_KEY,
+// Opens an artifact named by a build for reading: from the built-in store, when the account has the bucket there or the configuration has no
+// s3Endpoint, otherwise from that (into an unnamed temporary file). *ret_fd is the caller's. Errors are named as the service names them: S3_NO_SUCH_BUCKET, S3_NO_SUCH_KEY,
 // S3_ACCESS_DENIED, S3_INVALID_OBJECT, INTERNAL_PLATFORM_ERROR. `account`: whose bucket it must be; NULL: anybody's. [worker]
 int artifacts_open_for(struct engine *en, const char *account, const char *uri, int *ret_fd, uint64_t *ret_size, struct error *e);
 int artifacts_open(struct engine *en, const char *uri, int *ret_fd, uint64_t *ret_size, struct error *e);

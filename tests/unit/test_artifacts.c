@@ -399,6 +399,7 @@ static void artifacts_of_builds(void **state) {
 	strcpy(c->api_listen, "127.0.0.1:0");
 	strcpy(c->s3_listen, "127.0.0.1:0");
 	strcpy(c->region, "us-east-1");
+	strcpy(c->artifacts_domain, "localhost");
 	c->artifact_limit = 1 << 20;
 	server.store = store;
 	server.artifacts = artifacts;
@@ -425,8 +426,15 @@ static void artifacts_of_builds(void **state) {
 	open_is(&server, NULL, "s3://none-such/none", -ENOENT, "S3_NO_SUCH_BUCKET");
 	open_is(&server, NULL, "file:///etc/passwd", -EINVAL, "S3_INVALID_OBJECT");
 
-	// The same one, as somebody else's.
-	struct engine client = {.config = *c, .artifacts = artifacts, .store = store};
+	// The same one, as somebody else's, for an engine with a store of its own.
+	char elsewhere[80];
+	struct store *own;
+	struct artifacts *own_artifacts;
+	snprintf(elsewhere, sizeof(elsewhere), "%s/elsewhere", folder);
+	assert_int_equal(make_folders(elsewhere, 0700, NULL), 0);
+	assert_int_equal(store_open(elsewhere, &own, NULL), 0);
+	assert_int_equal(artifacts_start(own, elsewhere, 1 << 20, &own_artifacts, NULL), 0);
+	struct engine client = {.config = *c, .artifacts = own_artifacts, .store = own};
 	snprintf(client.config.s3_endpoint, sizeof(client.config.s3_endpoint), "http://127.0.0.1:%d", port);
 	strcpy(client.config.s3_key_id, "AKIDFETCH");
 	strcpy(client.config.s3_key_secret, "secret");
@@ -438,13 +446,22 @@ static void artifacts_of_builds(void **state) {
 	open_is(&client, NULL, "s3://bucket/dir/ü +&.zip", -EACCES, "S3_ACCESS_DENIED");
 	strcpy(client.config.s3_key_secret, "secret");
 	struct artifacts *small;
-	assert_int_equal(artifacts_start(store, folder, 6, &small, NULL), 0);
+	assert_int_equal(artifacts_start(own, elsewhere, 6, &small, NULL), 0);
 	client.artifacts = small;
 	open_is(&client, NULL, "s3://bucket/dir/ü +&.zip", -EFBIG, "S3_INVALID_OBJECT");
 	artifacts_stop(small);
-	client.artifacts = artifacts;
+	client.artifacts = own_artifacts;
+	// The bucket in front of the host's name; below localhost every name leads here.
+	snprintf(client.config.s3_endpoint, sizeof(client.config.s3_endpoint), "http://localhost:%d/", port);
+	strcpy(client.config.s3_addressing, "virtual");
+	open_is(&client, NULL, "s3://bucket/dir/ü +&.zip", 0, NULL);
 	strcpy(client.config.s3_endpoint, "http://127.0.0.1:1/");
 	open_is(&client, NULL, "s3://bucket/dir/ü +&.zip", -EIO, "INTERNAL_PLATFORM_ERROR");
+	// A bucket of the account's own is read where it lies.
+	assert_int_equal(artifacts_create_bucket(own_artifacts, "000000000000", "bucket", NULL), 0);
+	open_is(&client, "000000000000", "s3://bucket/none", -ENOENT, "S3_NO_SUCH_KEY");
+	artifacts_stop(own_artifacts);
+	store_close(own);
 	assert_int_equal(files_in("bucket"), 1);
 
 	uv_async_send(&stop_async);

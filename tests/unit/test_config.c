@@ -70,6 +70,7 @@ static void test_refusals(void **state) {
 		{"{\"account\":\"12345678901\"}", "twelve digits"},
 		{"{\"accessKeyId\":\"a\"}", "belong together"},
 		{"{\"s3Addressing\":\"pat\"}", "path|virtual"},
+		{"{\"s3Endpoint\":\"s3.example.org\"}", "must be a URL"},
 		{"{\"logLevel\":\"loud\"}", "debug|info|warn|error"},
 		{"{\"region\":\"a\",\"region\":\"b\"}", "test.json"},
 	};
