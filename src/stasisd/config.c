@@ -75,6 +75,15 @@ static const struct member members[] = {
 	NUMBER("concurrentBuilds", MEMBER_INT, concurrent_builds, 1, 64, 1),
 	NUMBER("buildLimitSeconds", MEMBER_INT64, build_limit_s, 10, 86400, 3600),
 	CHOICE("logLevel", log_level, "debug|info|warn|error", "info"),
+	NUMBER("microvmLogBytes", MEMBER_INT64, microvm_log_bytes, 65536, 1073741824, 8388608),
+	NUMBER("buildLogBytes", MEMBER_INT64, build_log_bytes, 65536, 1073741824, 16777216),
+	NUMBER("logRetentionSeconds", MEMBER_INT64, log_retention_s, 0, 315360000, 604800),
+	NUMBER("logTotalBytes", MEMBER_INT64, log_total_bytes, 0, 1099511627776.0, 1073741824),
+	TEXT("cloudWatchEndpoint", MEMBER_URL, cloudwatch_endpoint, ""),
+	TEXT("cloudWatchAccessKeyId", MEMBER_TEXT, cloudwatch_key_id, ""),
+	TEXT("cloudWatchSecretAccessKey", MEMBER_TEXT, cloudwatch_key_secret, ""),
+	TEXT("cloudWatchRegion", MEMBER_TEXT, cloudwatch_region, "us-east-1"),
+	CHOICE("cloudWatchRuntime", cloudwatch_runtime, "role|always", "role"),
 };
 #define MEMBERS (sizeof(members) / sizeof(members[0]))
 
@@ -193,6 +202,10 @@ int config_parse(const char *text, size_t size, const char *name, struct config 
 	json_decref(root);
 	if (r == 0 && (c.key_id[0] == '\0') != (c.key_secret[0] == '\0'))
 		r = error_set(e, -EINVAL, "%s: \"accessKeyId\" and \"secretAccessKey\" belong together; one of them is missing", name);
+	if (r == 0 && (c.cloudwatch_key_id[0] == '\0') != (c.cloudwatch_key_secret[0] == '\0'))
+		r = error_set(e, -EINVAL,
+			      "%s: \"cloudWatchAccessKeyId\" and \"cloudWatchSecretAccessKey\" belong together; one of them is missing",
+			      name);
 	if (r == 0)
 		*ret = c;
 	return r;

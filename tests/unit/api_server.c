@@ -2,6 +2,7 @@
 // Usage: api_server <folder> [<configuration, a JSON object>]. Prints one line of JSON with the addresses and a key, and ends on SIGTERM or when its standard input does.
 #include "api/api.h"
 #include "api_neighbours.h"
+#include "logs/logs.h"
 #include "stasisd/engine.h"
 #include "stasisd/workers.h"
 #include "store/artifacts.h"
@@ -20,6 +21,8 @@ static void stopped(void *arg) {
 	(void)arg;
 	uv_close((uv_handle_t *)&term, NULL);
 	uv_close((uv_handle_t *)&input, NULL);
+	neighbours_close_logs();
+	logs_end(&engine);
 	// The last worker may still be on its way out of loop_submit().
 	workers_wait_idle(5000);
 	loop_queue_stop(&engine);
@@ -72,6 +75,8 @@ static int start(const char *folder, const char *config, struct error *e) {
 	if (r >= 0)
 		r = neighbours_start(&engine, e);
 	if (r >= 0)
+		r = logs_start(&engine, e);
+	if (r >= 0)
 		r = api_start(&engine, e);
 	return r;
 }
@@ -91,6 +96,7 @@ int main(int argc, char **argv) {
 	printf("{\"api\":\"http://127.0.0.1:%d\",\"artifacts\":\"http://127.0.0.1:%d\"}\n", api_port(&engine), api_artifacts_port(&engine));
 	fflush(stdout);
 	uv_run(engine.loop, UV_RUN_DEFAULT);
+	logs_free(&engine);
 	artifacts_stop(engine.artifacts);
 	store_close(engine.store);
 	neighbours_stop();
