@@ -1,4 +1,5 @@
-// The documents that S3 clients send: DeleteObjects and CompleteMultipartUpload. The first byte chooses which.
+// What S3 clients send to be read: the documents of DeleteObjects and CompleteMultipartUpload, and the source of a copy. The first byte chooses
+// which.
 #include "api/s3.h"
 #include "api/xml.h"
 
@@ -12,7 +13,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 		return 0;
 	char *copy = malloc(size);
 	memcpy(copy, data + 1, size - 1);
-	if ((data[0] & 1) != 0) {
+	if ((data[0] & 2) != 0) {
+		char bucket[BUCKET_MAX], key[OBJECT_KEY_MAX + 1];
+		if (s3_parse_source((struct slice){copy, size - 1}, bucket, key) &&
+		    (key[0] == '\0' || !artifacts_bucket_name_is_valid(bucket)))
+			abort();
+	} else if ((data[0] & 1) != 0) {
 		static struct s3_delete_request d;
 		if (s3_parse_delete(copy, size - 1, &d) == 0) {
 			// A key that was read must be written back as well-formed text.

@@ -24,6 +24,7 @@ int api_start(struct engine *en, struct error *e) {
 		if (r < 0)
 			return r;
 	}
+	artifacts_limit_total(en->artifacts, (uint64_t)en->config.artifact_store_limit);
 	struct api *a = calloc(1, sizeof(*a));
 	if (a == NULL)
 		return error_set(e, -ENOMEM, "out of memory starting the API");

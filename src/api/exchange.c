@@ -71,6 +71,9 @@ void exchange_break(struct exchange *x, int why) {
 	LOCKED(x);
 	x->broken = why;
 	pthread_cond_broadcast(&x->changed);
+	if (x->on_break != NULL)
+		x->on_break(x->on_break_arg);
+	x->on_break = NULL;
 }
 
 void exchange_break_body(struct exchange *x, int why) {
@@ -144,6 +147,11 @@ bool exchange_idle(struct exchange *x) {
 bool exchange_is_complete(struct exchange *x) {
 	LOCKED(x);
 	return x->complete;
+}
+
+bool exchange_is_endless(struct exchange *x) {
+	LOCKED(x);
+	return x->endless;
 }
 
 // Worker side: the request ------------------------------------------------------------------------------------------------------------
@@ -249,6 +257,7 @@ static const char *reason(int status) {
 		{501, "Not Implemented"},
 		{503, "Service Unavailable"},
 		{505, "HTTP Version Not Supported"},
+		{507, "Insufficient Storage"},
 	};
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
 		if (known[i].status == status)
@@ -262,7 +271,9 @@ static char *render_head(struct exchange *x, int status, uint64_t length) {
 	time_t now = time(NULL);
 	struct tm tm;
 	strftime(date, sizeof(date), "%a, %d %b %Y %H:%M:%S GMT", gmtime_r(&now, &tm));
-	if (status != 204 && status != 304)
+	if (x->endless)
+		snprintf(size, sizeof(size), "%s", x->chunked ? "transfer-encoding: chunked\r\n" : "");
+	else if (status != 204 && status != 304)
 		snprintf(size, sizeof(size), "content-length: %llu\r\n", (unsigned long long)length);
 	char *text = NULL;
 	if (asprintf(&text, "HTTP/1.1 %d %s\r\ndate: %s\r\n%s%s%s\r\n", status, reason(status), date, x->headers == NULL ? "" : x->headers,
@@ -320,6 +331,14 @@ int exchange_begin(struct exchange *x, int status, uint64_t length) {
 	return head == NULL ? -ENOMEM : post(x, head, strlen(head), NULL, 0);
 }
 
+// A chunk's end comes with the head of the next one, or with the end of all.
+static int post_chunk(struct exchange *x, const void *data, size_t size) {
+	char head[32];
+	int n = snprintf(head, sizeof(head), "%s%zx\r\n", x->continued ? "\r\n" : "", size);
+	x->continued = true;
+	return post(x, head, (size_t)n, data, size);
+}
+
 int exchange_write(struct exchange *x, const void *data, size_t size) {
 	const char *p = data;
 	while (size > 0) {
@@ -332,15 +351,48 @@ int exchange_write(struct exchange *x, const void *data, size_t size) {
 				return x->broken;
 			if (n > x->left)
 				return -EMSGSIZE;
-			x->left -= n;
+			if (!x->endless)
+				x->left -= n;
 		}
-		int r = post(x, p, n, NULL, 0);
+		int r = x->chunked ? post_chunk(x, p, n) : post(x, p, n, NULL, 0);
 		if (r < 0)
 			return r;
 		p += n;
 		size -= n;
 	}
 	return 0;
+}
+
+int exchange_begin_endless(struct exchange *x, int status) {
+	if (!begin(x, is_head(x) ? 0 : UINT64_MAX))
+		return -EALREADY;
+	{
+		LOCKED(x);
+		x->endless = true;
+		x->chunked = x->head.minor_version > 0;
+		x->close_after = x->close_after || !x->chunked;
+	}
+	cleanup_free char *head = render_head(x, status, 0);
+	return head == NULL ? -ENOMEM : post(x, head, strlen(head), NULL, 0);
+}
+
+void exchange_end(struct exchange *x) {
+	{
+		LOCKED(x);
+		if (!x->endless || x->left == 0)
+			return;
+		x->left = 0;
+	}
+	const char *end = !x->chunked ? "" : x->continued ? "\r\n0\r\n\r\n" : "0\r\n\r\n";
+	post(x, end, strlen(end), NULL, 0);
+}
+
+void exchange_on_break(struct exchange *x, void (*fn)(void *arg), void *arg) {
+	LOCKED(x);
+	if (fn != NULL && x->broken != 0)
+		fn(arg);
+	x->on_break = x->broken == 0 ? fn : NULL;
+	x->on_break_arg = arg;
 }
 
 bool exchange_answered(struct exchange *x) {

@@ -41,6 +41,10 @@ struct exchange {
 	bool begun, complete;     // the answer
 	bool close_after;         // the connection ends with this answer
 	uint64_t left;            // bytes of the answer still to come from the handler
+	bool endless;             // there is no such number
+	bool chunked, continued;  // of an endless answer: how it is framed, and whether something was written
+	void (*on_break)(void *arg);
+	void *on_break_arg;
 	char *headers;
 	size_t headers_size;
 };
@@ -61,6 +65,7 @@ int exchange_add_body(struct exchange *x, const void *data, size_t size);
 void exchange_written(struct exchange *x, size_t size);
 bool exchange_idle(struct exchange *x);        // nothing is queued
 bool exchange_is_complete(struct exchange *x); // the whole answer is queued or out
+bool exchange_is_endless(struct exchange *x);
 
 // In server.c, for the worker side: work for the loop. -----------------------------------------------------------------------------
 int exchange_post(struct exchange *x, const void *a, size_t a_size, const void *b, size_t b_size, bool last);

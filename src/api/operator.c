@@ -1,16 +1,11 @@
-// The operator's own calls, below /_stasis/: health, certificate, status, logs, stages, shutdown. They are not part of the service's API.
+// The operator's own calls, below /_stasis/: health, certificate, status, stages, shutdown (logs: logs.c). They are not part of the service's API.
 #include "api/call.h"
-#include "base/cleanup.h"
 #include "base/clock.h"
 #include "edge/edge.h"
 
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-
-#define LOG_PIECE (256u << 10) // bytes of a log in one answer
 
 void operator_health(struct call *c) {
 	call_answer(c, 200, json_pack("{s:s, s:s}", "status", "ok", "version", c->en->version));
@@ -58,79 +53,6 @@ void operator_shutdown(struct call *c) {
 	call_answer(c, 200, json_object());
 	// The same as a service manager's request to stop: stasisd suspends what runs, and ends.
 	kill(getpid(), SIGTERM);
-}
-
-// Logs --------------------------------------------------------------------------------------------------------------------------------
-
-// Answers with what lies in the file behind ?offset=. A log that was cut at its front starts where it is. `complete` says that nothing more will come.
-static void answer_log(struct call *c, const char *path, bool complete) {
-	bool failed = false;
-	cleanup_free char *text = call_query(c, "offset", &failed);
-	if (failed)
-		return;
-	char *end = NULL;
-	errno = 0;
-	unsigned long long offset = text == NULL ? 0 : strtoull(text, &end, 10);
-	if (text != NULL && (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 || offset > INT64_MAX)) {
-		call_fail(c, 400, "ValidationException", "offset must be a number of bytes");
-		return;
-	}
-	cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-	struct stat st;
-	if (fd < 0 && errno != ENOENT) {
-		call_fail(c, 500, "InternalServerException", "The log cannot be read: %s", strerror(errno));
-		return;
-	}
-	cleanup_free char *piece = malloc(LOG_PIECE);
-	ssize_t n = 0;
-	if (piece == NULL || (fd >= 0 && fstat(fd, &st) < 0)) {
-		call_fail(c, 500, "InternalServerException", "The log cannot be read");
-		return;
-	}
-	if (fd >= 0 && (uint64_t)st.st_size < offset)
-		offset = 0; // it was started anew
-	if (fd >= 0)
-		n = pread(fd, piece, LOG_PIECE, (off_t)offset);
-	if (n < 0)
-		n = 0;
-	bool end_reached = fd < 0 || offset + (size_t)n >= (uint64_t)st.st_size;
-	exchange_header(c->x, "content-type", "text/plain; charset=utf-8");
-	exchange_header(c->x, "x-stasis-next-offset", "%llu", offset + (unsigned long long)n);
-	exchange_header(c->x, "x-stasis-complete", "%s", complete && end_reached ? "true" : "false");
-	exchange_reply(c->x, 200, piece, (size_t)n);
-}
-
-void operator_build_log(struct call *c) {
-	struct store_image i;
-	struct store_version v;
-	if (!find_image(c, c->labels[0], &i))
-		return;
-	// The state is read before the file, so that a log called complete is.
-	if (find_version(c, &i, c->labels[1], &v)) {
-		char path[400];
-		snprintf(path, sizeof(path), "%s/images/%s/%s/build.log", c->en->config.state_folder, i.uuid, v.version);
-		answer_log(c, path, strcmp(v.state, "PENDING") != 0 && strcmp(v.state, "IN_PROGRESS") != 0);
-		store_version_clear(&v);
-	}
-	store_image_clear(&i);
-}
-
-static void microvm_log(struct call *c, const char *file) {
-	struct store_microvm m;
-	if (!find_microvm(c, c->labels[0], &m))
-		return;
-	char path[400];
-	snprintf(path, sizeof(path), "%.255s/microvms/%.40s/%.20s", c->en->config.state_folder, m.id + strlen("microvm-"), file);
-	answer_log(c, path, strcmp(m.state, "TERMINATED") == 0);
-	store_microvm_clear(&m);
-}
-
-void operator_microvm_log(struct call *c) {
-	microvm_log(c, "app.log");
-}
-
-void operator_microvm_console(struct call *c) {
-	microvm_log(c, "console.log");
 }
 
 // Stages ------------------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 // The artifact store's S3 front: addressing, signatures, routing, answers. Source: Amazon S3 API Reference (2006-03-01).
 //
-// Buckets are addressed by path (/bucket/key) or by host (bucket.localhost:7412). A sub-resource that is not supported is refused as not
-// implemented instead of being taken for the object itself.
+// Buckets are addressed by path (/bucket/key) or by host (bucket.localhost:7412; artifactsDomain in the configuration). A sub-resource that is
+// not supported is refused as not implemented instead of being taken for the object itself.
 #include "api/s3.h"
 
 #include "api/api_internal.h"
@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 
 #define SHA256_OF_NOTHING "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -42,7 +43,9 @@ static int status_of(const char *name) {
 		{"InvalidPart", 400},
 		{"InvalidPartOrder", 400},
 		{"InvalidRange", 416},
+		{"InsufficientStorage", 507},
 		{"InvalidRequest", 400},
+		{"InvalidStorageClass", 400},
 		{"InvalidURI", 400},
 		{"KeyTooLongError", 400},
 		{"MalformedXML", 400},
@@ -53,10 +56,14 @@ static int status_of(const char *name) {
 		{"NoSuchUpload", 404},
 		{"NotImplemented", 501},
 		{"PreconditionFailed", 412},
+		{"QuotaExceeded", 403},
 		{"RequestTimeTooSkewed", 403},
 		{"RequestTimeout", 400},
+		{"ServiceUnavailable", 503},
 		{"SignatureDoesNotMatch", 403},
 		{"SlowDown", 503},
+		{"TooManyBuckets", 400},
+		{"TooManyMultipartUploads", 400},
 		{"XAmzContentSHA256Mismatch", 400},
 	};
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
@@ -107,7 +114,12 @@ int s3_fail(struct s3_call *c, const char *name, const char *format, ...) {
 }
 
 int s3_fail_with(struct s3_call *c, const struct error *e) {
-	send_error(c, e->name, e->message);
+	// A disk that takes no more may also be met while the records are written.
+	const char *name = e->name[0] != '\0'   ? e->name
+			   : e->code == -ENOSPC ? "InsufficientStorage"
+			   : e->code == -EROFS  ? "ServiceUnavailable"
+						: "";
+	send_error(c, name, e->message);
 	return -1;
 }
 
@@ -154,16 +166,24 @@ bool s3_has_query(const struct s3_call *c, const char *name) {
 	return value != NULL;
 }
 
-bool s3_own_bucket(struct s3_call *c) {
+bool s3_is_own(struct s3_call *c, const char *bucket, const char *owner_header) {
 	struct bucket b;
 	struct error e = {0};
-	if (artifacts_get_bucket(c->en->artifacts, c->key.account, c->bucket, &b, &e) == 0)
+	const struct http_header *expected = http_find(c->head, owner_header);
+	if (artifacts_get_bucket(c->en->artifacts, c->key.account, bucket, &b, &e) < 0)
+		s3_fail_with(c, &e);
+	else if (expected != NULL && !slice_equals(expected->value, b.account))
+		s3_fail(c, "AccessDenied", "Access Denied: the bucket's owner is not the one that %s expects", owner_header);
+	else
 		return true;
-	s3_fail_with(c, &e);
 	return false;
 }
 
-static bool is_utf8(const char *s) {
+bool s3_own_bucket(struct s3_call *c) {
+	return s3_is_own(c, c->bucket, "x-amz-expected-bucket-owner");
+}
+
+bool s3_is_utf8(const char *s) {
 	const unsigned char *p = (const unsigned char *)s;
 	while (*p != '\0') {
 		int more = *p < 0x80 ? 0 : (*p & 0xe0) == 0xc0 ? 1 : (*p & 0xf0) == 0xe0 ? 2 : (*p & 0xf8) == 0xf0 ? 3 : -1;
@@ -183,26 +203,30 @@ static bool is_utf8(const char *s) {
 	return true;
 }
 
-// The bucket of a host such as bucket.localhost:7412 or bucket.s3.localhost; false when the host names none.
-static bool bucket_of_host(const struct http_head *h, char to[static 256]) {
+static bool ends_with_nocase(const char *s, const char *end) {
+	size_t n = strlen(s), d = strlen(end);
+	return n > d && strcasecmp(s + n - d, end) == 0;
+}
+
+// The bucket of a host such as bucket.<domain>:7412 or bucket.s3.<domain>; false when the host names none.
+static bool bucket_of_host(const struct http_head *h, const char *domain, char to[static 256]) {
 	const struct http_header *host = http_find(h, "host");
 	char name[256];
 	if (host == NULL || host->value.size >= sizeof(name))
 		return false;
 	snprintf(name, sizeof(name), "%.*s", (int)host->value.size, host->value.data);
 	name[strcspn(name, ":")] = '\0';
-	static const char *const domains[] = {".s3.localhost", ".localhost"};
-	for (size_t i = 0; i < 2; i++) {
-		size_t n = strlen(name), d = strlen(domains[i]);
-		if (n <= d || strcmp(name + n - d, domains[i]) != 0)
-			continue;
-		name[n - d] = '\0';
-		if (!artifacts_bucket_name_is_valid(name))
-			return false;
-		snprintf(to, 256, "%s", name);
-		return true;
-	}
-	return false;
+	char below[160];
+	snprintf(below, sizeof(below), ".%s", domain);
+	if (domain[0] == '\0' || !ends_with_nocase(name, below))
+		return false;
+	name[strlen(name) - strlen(below)] = '\0';
+	if (ends_with_nocase(name, ".s3"))
+		name[strlen(name) - 3] = '\0';
+	if (!artifacts_bucket_name_is_valid(name))
+		return false;
+	snprintf(to, 256, "%s", name);
+	return true;
 }
 
 static bool read_address(struct s3_call *c) {
@@ -213,7 +237,7 @@ static bool read_address(struct s3_call *c) {
 	}
 	const char *rest = c->path.data + 1;
 	size_t rest_size = c->path.size - 1;
-	if (!bucket_of_host(c->head, c->bucket)) {
+	if (!bucket_of_host(c->head, c->en->config.artifacts_domain, c->bucket)) {
 		const char *slash = memchr(rest, '/', rest_size);
 		size_t n = slash == NULL ? rest_size : (size_t)(slash - rest);
 		if (n >= sizeof(c->bucket)) {
@@ -228,7 +252,7 @@ static bool read_address(struct s3_call *c) {
 	ssize_t size = c->object == NULL ? -1 : percent_decode(rest, rest_size, c->object);
 	if (size >= 0)
 		c->object[size] = '\0';
-	if (size < 0 || strlen(c->object) != (size_t)size || !is_utf8(c->object)) {
+	if (size < 0 || strlen(c->object) != (size_t)size || !s3_is_utf8(c->object)) {
 		s3_fail(c, "InvalidURI", "Couldn't parse the specified URI: keys are percent-encoded UTF-8");
 		return false;
 	}
@@ -329,8 +353,10 @@ static void route_bucket(struct s3_call *c) {
 		s3_head_bucket(c);
 	else if (is_method(c, "GET") && s3_has_query(c, "location"))
 		s3_get_location(c);
-	else if (is_method(c, "GET") && (s3_has_query(c, "uploads") || s3_has_query(c, "versioning")))
-		s3_fail(c, "NotImplemented", "A header or query you provided implies functionality that is not implemented");
+	else if (is_method(c, "GET") && s3_has_query(c, "uploads"))
+		s3_list_uploads(c);
+	else if (is_method(c, "GET") && s3_has_query(c, "versioning"))
+		s3_get_versioning(c);
 	else if (is_method(c, "GET"))
 		s3_list_objects(c);
 	else
@@ -338,11 +364,11 @@ static void route_bucket(struct s3_call *c) {
 }
 
 static void route_object(struct s3_call *c) {
-	bool upload = s3_has_query(c, "uploadId");
+	bool upload = s3_has_query(c, "uploadId"), copy = http_find(c->head, "x-amz-copy-source") != NULL;
 	if (is_method(c, "PUT") && upload)
-		s3_upload_part(c);
+		(copy ? s3_copy_part : s3_upload_part)(c);
 	else if (is_method(c, "PUT"))
-		s3_put_object(c);
+		(copy ? s3_copy_object : s3_put_object)(c);
 	else if (is_method(c, "POST") && s3_has_query(c, "uploads"))
 		s3_create_upload(c);
 	else if (is_method(c, "POST") && upload)
@@ -351,10 +377,12 @@ static void route_object(struct s3_call *c) {
 		s3_abort_upload(c);
 	else if (is_method(c, "DELETE"))
 		s3_delete_object(c);
+	else if (is_method(c, "GET") && s3_has_query(c, "tagging"))
+		s3_get_tags(c);
 	else if ((is_method(c, "GET") || is_method(c, "HEAD")) && !upload)
 		s3_get_object(c);
 	else if (is_method(c, "GET"))
-		s3_fail(c, "NotImplemented", "A header or query you provided implies functionality that is not implemented");
+		s3_list_parts(c);
 	else
 		s3_fail(c, "MethodNotAllowed", "The specified method is not allowed against this resource.");
 }
@@ -363,7 +391,8 @@ static void run_call(struct s3_call *c) {
 	if (!read_address(c) || !authenticate(c))
 		return;
 	for (size_t i = 0; i < sizeof(sub_resources) / sizeof(sub_resources[0]); i++) {
-		if (s3_has_query(c, sub_resources[i])) {
+		bool tags = strcmp(sub_resources[i], "tagging") == 0 && is_method(c, "GET") && c->object[0] != '\0';
+		if (!tags && s3_has_query(c, sub_resources[i])) {
 			s3_fail(c, "NotImplemented", "The artifact store does not have '%s'", sub_resources[i]);
 			return;
 		}

@@ -1,5 +1,5 @@
 // Inside src/api/ only: one call of the artifact store's S3 operations. s3.c reads the request and answers, s3_body.c takes bodies, s3_object.c,
-// s3_bucket.c and s3_upload.c are the operations.
+// s3_copy.c, s3_bucket.c, s3_list.c and s3_upload.c are the operations.
 #pragma once
 
 #include "api/server.h"
@@ -28,13 +28,19 @@ int s3_fail(struct s3_call *c, const char *name, const char *format, ...) __attr
 int s3_fail_with(struct s3_call *c, const struct error *e);
 // Answers with an XML document, to which the declaration is put in front.
 void s3_answer_xml(struct s3_call *c, int status, const struct text *body);
-// The bucket, when it is there and the caller's. False: failed and answered.
-bool s3_own_bucket(struct s3_call *c);
+// Whether the bucket is there, the caller's, and its owner the one that the header names (when it is sent). False: failed and answered.
+bool s3_is_own(struct s3_call *c, const char *bucket, const char *owner_header);
+bool s3_own_bucket(struct s3_call *c); // of the request's address
+bool s3_is_utf8(const char *s);
 // The decoded value of a query parameter, or NULL. The caller frees it.
 char *s3_query(const struct s3_call *c, const char *name);
 bool s3_has_query(const struct s3_call *c, const char *name); // with or without a value
-void s3_time(int64_t ms, char to[static 32]);                 // 2026-01-02T03:04:05.678Z
-void s3_http_time(int64_t ms, char to[static 40]);            // Fri, 02 Jan 2026 03:04:05 GMT
+// A whole number of a query parameter or header, at most 18 digits. False: it is none.
+bool s3_parse_number(struct slice text, uint64_t *ret);
+// The same of a parameter that may be absent (*ret stays), at most `most`, for which a larger one is taken. False: failed and answered.
+bool s3_query_number(struct s3_call *c, const char *name, uint64_t most, uint64_t *ret);
+void s3_time(int64_t ms, char to[static 32]);      // 2026-01-02T03:04:05.678Z
+void s3_http_time(int64_t ms, char to[static 40]); // Fri, 02 Jan 2026 03:04:05 GMT
 
 // Bodies. ------------------------------------------------------------------------------------------------------------------------
 struct s3_checksum {
@@ -47,10 +53,23 @@ int s3_take_body(struct s3_call *c, int (*take)(void *arg, const void *data, siz
 		 struct s3_checksum *ret);
 // The same, into memory.
 int s3_take_text(struct s3_call *c, size_t limit, struct text *ret);
+// The same for a document that comes with the checksum of an object, which is not the document's: it is handed out unchecked.
+int s3_take_document(struct s3_call *c, size_t limit, struct text *ret, struct s3_checksum *of_object);
 // How many bytes of content the client announces, or 0.
 uint64_t s3_announced_size(const struct s3_call *c);
 // What GetObject gives back: JSON of the headers to keep. NULL: failed and answered. The caller frees it.
 char *s3_kept_headers(struct s3_call *c, const struct s3_checksum *sum);
+
+// Conditions. --------------------------------------------------------------------------------------------------------------------
+// What the client asks of the object that is to be replaced or deleted. False: failed and answered.
+bool s3_write_condition(struct s3_call *c, struct object_condition *ret);
+// The four conditions on an object that is read; header names are put behind `prefix` ("" or "x-amz-copy-source-").
+enum s3_verdict { S3_CONDITION_MET, S3_NOT_MODIFIED, S3_CONDITION_FAILED };
+enum s3_verdict s3_read_condition(const struct s3_call *c, const char *prefix, const struct object *o);
+// Refuses headers that ask for what the store does not do (encryption, tags, grants, …), and sizes beyond the limit. False: answered.
+bool s3_accept_write(struct s3_call *c);
+// The parameter of a part's number. 0: failed and answered.
+int s3_part_number(struct s3_call *c);
 
 // Operations. ----------------------------------------------------------------------------------------------------------------------
 void s3_list_buckets(struct s3_call *c);
@@ -58,10 +77,16 @@ void s3_create_bucket(struct s3_call *c);
 void s3_delete_bucket(struct s3_call *c);
 void s3_head_bucket(struct s3_call *c);
 void s3_get_location(struct s3_call *c);
+void s3_get_versioning(struct s3_call *c);
 void s3_list_objects(struct s3_call *c);
+void s3_list_uploads(struct s3_call *c);
+void s3_list_parts(struct s3_call *c);
 void s3_delete_objects(struct s3_call *c);
 void s3_put_object(struct s3_call *c);
 void s3_get_object(struct s3_call *c); // and HeadObject
+void s3_get_tags(struct s3_call *c);
+void s3_copy_object(struct s3_call *c);
+void s3_copy_part(struct s3_call *c);
 void s3_delete_object(struct s3_call *c);
 void s3_create_upload(struct s3_call *c);
 void s3_upload_part(struct s3_call *c);
@@ -80,5 +105,7 @@ struct s3_complete_request {
 	struct upload_part *parts;
 	size_t count;
 };
+// Where a copy comes from: "[/]bucket/key", percent-encoded, perhaps with "?versionId=null". The key is made in `key`. False: it is not that.
+bool s3_parse_source(struct slice text, char bucket[BUCKET_MAX], char key[OBJECT_KEY_MAX + 1]);
 int s3_parse_complete(const char *data, size_t size, struct s3_complete_request *ret);
 void s3_complete_request_clear(struct s3_complete_request *r);

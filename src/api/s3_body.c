@@ -21,9 +21,9 @@ struct body {
 	void *arg;
 	bool chunked;
 	struct aws_chunked chunks;
-	EVP_MD_CTX *sha256; // of the raw body, when its hash was signed
-	EVP_MD_CTX *md5;    // for Content-MD5
-	bool has_sum;
+	EVP_MD_CTX *sha256;          // of the raw body, when its hash was signed
+	EVP_MD_CTX *md5;             // for Content-MD5
+	bool has_sum, sum_of_object; // the checksum is that of an object which the body only speaks of
 	struct checksum sum;
 	uint64_t size; // of the content
 };
@@ -33,21 +33,9 @@ static struct slice header(const struct s3_call *c, const char *name) {
 	return h == NULL ? (struct slice){NULL, 0} : h->value;
 }
 
-static bool parse_size(struct slice s, uint64_t *ret) {
-	*ret = 0;
-	if (s.size == 0 || s.size > 15)
-		return false;
-	for (size_t i = 0; i < s.size; i++) {
-		if (s.data[i] < '0' || s.data[i] > '9')
-			return false;
-		*ret = *ret * 10 + (uint64_t)(s.data[i] - '0');
-	}
-	return true;
-}
-
 uint64_t s3_announced_size(const struct s3_call *c) {
 	uint64_t size = 0;
-	if (parse_size(header(c, "x-amz-decoded-content-length"), &size))
+	if (s3_parse_number(header(c, "x-amz-decoded-content-length"), &size))
 		return size;
 	return c->head->body == HTTP_BODY_LENGTH ? c->head->content_length : 0;
 }
@@ -90,7 +78,7 @@ static int start(struct body *b, struct error *e) {
 		r = b->md5 != NULL && EVP_DigestInit_ex(b->md5, EVP_md5(), NULL) == 1 ? 0 : -ENOMEM;
 	}
 	enum checksum_kind kind = sum_kind(c);
-	if (r >= 0 && kind != CHECKSUM_KINDS) {
+	if (r >= 0 && kind != CHECKSUM_KINDS && !b->sum_of_object) {
 		b->has_sum = true;
 		r = checksum_start(&b->sum, kind) ? 0 : -ENOMEM;
 	}
@@ -195,7 +183,7 @@ static int check(struct body *b, struct s3_checksum *ret, struct error *e) {
 	uint64_t announced;
 	if (b->chunked && !b->chunks.done)
 		return error_named(e, -EBADMSG, "IncompleteBody", "The aws-chunked body ends in its middle");
-	if (b->chunked && (!parse_size(header(b->c, "x-amz-decoded-content-length"), &announced) || announced != b->size))
+	if (b->chunked && (!s3_parse_number(header(b->c, "x-amz-decoded-content-length"), &announced) || announced != b->size))
 		return error_named(e, -EBADMSG, "IncompleteBody",
 				   "The body does not have the length that x-amz-decoded-content-length states");
 	if (b->sha256 != NULL) {
@@ -212,9 +200,9 @@ static int check(struct body *b, struct s3_checksum *ret, struct error *e) {
 	return r < 0 ? r : check_sum(b, ret, e);
 }
 
-int s3_take_body(struct s3_call *c, int (*take_fn)(void *arg, const void *data, size_t size, struct error *e), void *arg,
-		 struct s3_checksum *ret) {
-	struct body b = {.c = c, .take = take_fn, .arg = arg};
+static int take_body(struct body *given, struct s3_checksum *ret) {
+	struct body b = *given;
+	struct s3_call *c = b.c;
 	struct error e = {0};
 	*ret = (struct s3_checksum){.header = ""};
 	int r = start(&b, &e);
@@ -229,6 +217,12 @@ int s3_take_body(struct s3_call *c, int (*take_fn)(void *arg, const void *data, 
 	if (r < 0)
 		s3_fail_with(c, &e);
 	return r < 0 ? r : 0;
+}
+
+int s3_take_body(struct s3_call *c, int (*take_fn)(void *arg, const void *data, size_t size, struct error *e), void *arg,
+		 struct s3_checksum *ret) {
+	struct body b = {.c = c, .take = take_fn, .arg = arg};
+	return take_body(&b, ret);
 }
 
 struct collector {
@@ -251,6 +245,25 @@ int s3_take_text(struct s3_call *c, size_t limit, struct text *ret) {
 	if (r == 0)
 		text_add(ret, "", 0); // so that there is a text even of nothing
 	return r;
+}
+
+int s3_take_document(struct s3_call *c, size_t limit, struct text *ret, struct s3_checksum *of_object) {
+	struct collector k = {ret, limit};
+	struct body b = {.c = c, .take = collect, .arg = &k, .sum_of_object = true};
+	struct s3_checksum none;
+	int r = take_body(&b, &none);
+	if (r < 0)
+		return r;
+	text_add(ret, "", 0);
+	*of_object = (struct s3_checksum){.header = ""};
+	enum checksum_kind kind = sum_kind(c);
+	if (kind == CHECKSUM_KINDS)
+		return 0;
+	snprintf(of_object->header, sizeof(of_object->header), "x-amz-checksum-%s", checksum_name(kind));
+	struct slice value = header(c, of_object->header);
+	snprintf(of_object->value, sizeof(of_object->value), "%.*s", (int)(value.size < 47 ? value.size : 47),
+		 value.data == NULL ? "" : value.data);
+	return 0;
 }
 
 // Headers kept with an object -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-// Objects: PutObject, GetObject, HeadObject, DeleteObject.
+// Objects: PutObject, UploadPart, GetObject, HeadObject, GetObjectTagging, DeleteObject.
 #include "api/s3.h"
 #include "base/cleanup.h"
 #include "base/io.h"
@@ -13,24 +13,6 @@
 
 static int write_piece(void *arg, const void *data, size_t size, struct error *e) {
 	return artifacts_write(arg, data, size, e);
-}
-
-// Refuses what would make the write conditional or a copy: better no than something else than asked for.
-static bool is_plain_write(struct s3_call *c) {
-	static const char *const others[] = {"x-amz-copy-source", "if-match", "if-none-match", "x-amz-write-offset-bytes",
-					     "x-amz-server-side-encryption-customer-algorithm"};
-	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
-		if (http_find(c->head, others[i]) != NULL) {
-			s3_fail(c, "NotImplemented", "A header you provided implies functionality that is not implemented: %s", others[i]);
-			return false;
-		}
-	}
-	if (s3_announced_size(c) > (uint64_t)c->en->config.artifact_limit) {
-		s3_fail(c, "EntityTooLarge", "Your proposed upload exceeds the maximum allowed size of %lld bytes (artifactLimitBytes)",
-			(long long)c->en->config.artifact_limit);
-		return false;
-	}
-	return true;
 }
 
 // Reads the body into a new file. NULL: failed and answered.
@@ -58,11 +40,13 @@ static void answer_written(struct s3_call *c, const char *etag, const struct s3_
 void s3_put_object(struct s3_call *c) {
 	struct s3_checksum sum;
 	struct error e = {0};
-	if (!s3_own_bucket(c) || !is_plain_write(c))
+	struct object_condition condition;
+	if (!s3_own_bucket(c) || !s3_accept_write(c) || !s3_write_condition(c, &condition))
 		return;
 	struct object_writer *w = take_object(c, &sum);
 	if (w == NULL)
 		return;
+	artifacts_write_only_if(w, &condition);
 	cleanup_free char *headers = s3_kept_headers(c, &sum);
 	if (headers == NULL) {
 		artifacts_write_abort(w);
@@ -79,14 +63,9 @@ void s3_put_object(struct s3_call *c) {
 void s3_upload_part(struct s3_call *c) {
 	struct s3_checksum sum;
 	struct error e = {0};
-	cleanup_free char *id = s3_query(c, "uploadId"), *number = s3_query(c, "partNumber");
-	int n = number == NULL || strlen(number) > 5 || number[0] == '\0' || strspn(number, "0123456789") != strlen(number) ? 0
-															    : atoi(number);
-	if (n < 1 || n > 10000) {
-		s3_fail(c, "InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive");
-		return;
-	}
-	if (!s3_own_bucket(c) || !is_plain_write(c))
+	cleanup_free char *id = s3_query(c, "uploadId");
+	int n = s3_part_number(c);
+	if (n == 0 || !s3_own_bucket(c) || !s3_accept_write(c))
 		return;
 	if (artifacts_upload_check(c->en->artifacts, c->bucket, c->object, id, &e) < 0) {
 		s3_fail_with(c, &e);
@@ -105,9 +84,10 @@ void s3_upload_part(struct s3_call *c) {
 
 void s3_delete_object(struct s3_call *c) {
 	struct error e = {0};
-	if (!s3_own_bucket(c))
+	struct object_condition condition;
+	if (!s3_own_bucket(c) || !s3_write_condition(c, &condition))
 		return;
-	if (artifacts_delete_object(c->en->artifacts, c->bucket, c->object, &e) < 0)
+	if (artifacts_delete_object(c->en->artifacts, c->bucket, c->object, &condition, &e) < 0)
 		s3_fail_with(c, &e);
 	else
 		exchange_reply(c->x, 204, NULL, 0);
@@ -159,12 +139,6 @@ static bool parse_range(const struct http_header *h, uint64_t size, struct range
 	return true;
 }
 
-static bool lists_etag(const struct http_header *h, const char *etag) {
-	char quoted[ETAG_MAX + 4];
-	snprintf(quoted, sizeof(quoted), "\"%s\"", etag);
-	return slice_equals(h->value, "*") || slice_has_token(h->value, quoted) || slice_has_token(h->value, etag);
-}
-
 // Headers of the object, and of the query's response-* parameters, which override them.
 static void add_headers(struct s3_call *c, const struct object *o, bool whole) {
 	static const char *const overridden[] = {"content-type",  "content-language",    "expires",
@@ -209,16 +183,20 @@ static void send_bytes(struct s3_call *c, int fd, const struct range *range) {
 }
 
 static void answer_object(struct s3_call *c, int fd, const struct object *o) {
-	const struct http_header *match = http_find(c->head, "if-match"), *none_match = http_find(c->head, "if-none-match");
 	struct range range;
-	if (match != NULL && !lists_etag(match, o->etag)) {
+	char modified[40];
+	switch (s3_read_condition(c, "", o)) {
+	case S3_CONDITION_FAILED:
 		s3_fail(c, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold");
 		return;
-	}
-	if (none_match != NULL && lists_etag(none_match, o->etag)) {
+	case S3_NOT_MODIFIED:
+		s3_http_time(o->modified_ms, modified);
 		exchange_header(c->x, "etag", "\"%s\"", o->etag);
+		exchange_header(c->x, "last-modified", "%s", modified);
 		exchange_reply(c->x, 304, NULL, 0);
 		return;
+	case S3_CONDITION_MET:
+		break;
 	}
 	if (!parse_range(http_find(c->head, "range"), o->size, &range)) {
 		exchange_header(c->x, "content-range", "bytes */%llu", (unsigned long long)o->size);
@@ -238,10 +216,30 @@ void s3_get_object(struct s3_call *c) {
 	cleanup_close int fd = -1;
 	if (!s3_own_bucket(c))
 		return;
+	if (s3_has_query(c, "partNumber")) {
+		s3_fail(c, "NotImplemented", "The artifact store does not give back single parts: ask for a Range");
+		return;
+	}
 	if (artifacts_open_object(c->en->artifacts, c->bucket, c->object, &fd, &o, &e) < 0) {
 		s3_fail_with(c, &e);
 		return;
 	}
 	answer_object(c, fd, &o);
 	object_clear(&o);
+}
+
+// There are no tags: none can be set. Clients that copy large objects ask for them all the same.
+void s3_get_tags(struct s3_call *c) {
+	struct object o;
+	struct error e = {0};
+	if (!s3_own_bucket(c))
+		return;
+	if (artifacts_get_object(c->en->artifacts, c->bucket, c->object, &o, &e) < 0) {
+		s3_fail_with(c, &e);
+		return;
+	}
+	object_clear(&o);
+	cleanup_text t = {0};
+	text_puts(&t, "<Tagging xmlns=\"" S3_NAMESPACE "\"><TagSet></TagSet></Tagging>");
+	s3_answer_xml(c, 200, &t);
 }

@@ -13,7 +13,7 @@
 void s3_create_upload(struct s3_call *c) {
 	char id[UUID_TEXT];
 	struct error e = {0};
-	if (!s3_own_bucket(c))
+	if (!s3_own_bucket(c) || !s3_accept_write(c))
 		return;
 	cleanup_free char *headers = s3_kept_headers(c, NULL);
 	if (headers == NULL)
@@ -80,10 +80,20 @@ void s3_complete_request_clear(struct s3_complete_request *r) {
 	r->count = 0;
 }
 
-static void complete(struct s3_call *c, const char *id, const struct s3_complete_request *r) {
+static void complete(struct s3_call *c, const char *id, const struct s3_complete_request *r, const struct s3_checksum *sum) {
 	char etag[ETAG_MAX];
 	struct error e = {0};
-	if (artifacts_upload_complete(c->en->artifacts, c->bucket, c->object, id, r->parts, r->count, etag, &e) < 0) {
+	struct object_condition condition;
+	if (!s3_write_condition(c, &condition))
+		return;
+	struct upload_end q = {
+		.bucket = c->bucket, .key = c->object, .id = id, .parts = r->parts, .count = r->count, .condition = &condition};
+	// A composite checksum, "<sum of sums>-<parts>", says nothing that the parts' own checksums did not.
+	if (sum->header[0] != '\0' && strchr(sum->value, '-') == NULL) {
+		q.sum_kind = sum->header + strlen("x-amz-checksum-");
+		q.sum_value = sum->value;
+	}
+	if (artifacts_upload_complete(c->en->artifacts, &q, etag, &e) < 0) {
 		s3_fail_with(c, &e);
 		return;
 	}
@@ -102,13 +112,14 @@ void s3_complete_upload(struct s3_call *c) {
 	cleanup_text document = {0};
 	cleanup_free char *id = s3_query(c, "uploadId");
 	struct s3_complete_request r;
-	if (!s3_own_bucket(c) || s3_take_text(c, DOCUMENT_MAX, &document) < 0)
+	struct s3_checksum sum;
+	if (!s3_own_bucket(c) || s3_take_document(c, DOCUMENT_MAX, &document, &sum) < 0)
 		return;
 	if (s3_parse_complete(document.data, document.size, &r) < 0) {
 		s3_fail(c, "MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema");
 		return;
 	}
-	complete(c, id, &r);
+	complete(c, id, &r, &sum);
 	s3_complete_request_clear(&r);
 }
 

@@ -248,8 +248,8 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
 	if (n < 0) {
 		set_reading(c, false);
 		c->ended = true;
-		// A client may close its side and still wait for the answer.
-		if (n != UV_EOF || c->state != ANSWER)
+		// A client may close its side and still wait for the answer, but not for one without end.
+		if (n != UV_EOF || c->state != ANSWER || (c->x != NULL && exchange_is_endless(c->x)))
 			connection_close(c);
 		return;
 	}
@@ -333,6 +333,8 @@ static void on_written(uv_write_t *w, int status) {
 static void send_output(void *arg) {
 	struct output *o = arg;
 	struct connection *c = o->x->c;
+	if (c != NULL && (c->ended || c->s->stopping) && exchange_is_endless(o->x))
+		connection_close(c);
 	if (c == NULL || c->closing) {
 		exchange_written(o->x, o->size);
 		exchange_release(o->x);
@@ -649,7 +651,7 @@ void server_stop(struct server *s, void (*done)(void *arg), void *arg) {
 	uv_close((uv_handle_t *)&s->listener, on_server_closed);
 	for (struct connection *c = s->connections, *next; c != NULL; c = next) {
 		next = c->next;
-		if (c->state == HEAD || c->state == DRAIN)
+		if (c->state == HEAD || c->state == DRAIN || (c->x != NULL && exchange_is_endless(c->x)))
 			connection_close(c);
 	}
 	maybe_stopped(s);

@@ -63,5 +63,12 @@ void exchange_reply(struct exchange *x, int status, const void *body, size_t siz
 // or takes nothing for too long. An answer that ends early ends the connection. [worker]
 int exchange_begin(struct exchange *x, int status, uint64_t length);
 int exchange_write(struct exchange *x, const void *data, size_t size);
+// The same for an answer whose length nobody knows, which exchange_end() ends (chunked, or the connection ends with it). Such an answer may be
+// quiet for as long as it likes; it is broken as soon as the client closes its side, and when the server stops. [worker]
+int exchange_begin_endless(struct exchange *x, int status);
+void exchange_end(struct exchange *x);
+// Calls fn(arg) once, from any thread, when the connection is gone (at once when it is gone already); fn NULL takes that back, and then it is not
+// running and will not run.
+void exchange_on_break(struct exchange *x, void (*fn)(void *arg), void *arg);
 // Whether an answer was begun.
 bool exchange_answered(struct exchange *x);

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 enum exit_code {
 	EXIT_OK = 0,
@@ -61,6 +62,9 @@ struct client_header {
 int client_get(const struct settings *s, const char *path, char **ret, size_t *ret_size, struct client_header *headers, size_t nheaders,
 	       struct error *e);
 
+// GET of bytes that are written to `to` as they come, for as long as they come.
+int client_stream(const struct settings *s, const char *path, FILE *to, struct error *e);
+
 // PUT of an object into the artifact store; makes the bucket when it is missing.
 int client_put_object(const struct settings *s, const char *bucket, const char *key, const void *data, size_t size, struct error *e);
 
@@ -97,6 +101,17 @@ int archive_folder(const char *folder, size_t limit, char **ret, size_t *ret_siz
 void image_arn(const struct cli *c, const char *given, char to[320]);
 // Accepts a full id, its UUID, or an unambiguous beginning of it; asks the engine for the last. Fills `to`.
 int microvm_id(const struct cli *c, const char *given, char to[64], struct error *e);
+
+// logs.c -----------------------------------------------------------------------------------------------------------------------
+struct log_options {
+	bool follow;
+	int64_t since_ms, until_ms; // since the epoch; 0: none
+};
+enum { LOG_SINCE = 0x2000, LOG_UNTIL };
+// Takes 'f', LOG_SINCE or LOG_UNTIL. Returns -1, or the exit code of a usage error.
+int log_option(const char *help, struct log_options *o, int which, const char *value);
+// Prints the log at that path of the operator's namespace.
+int log_print(const struct cli *c, const char *path, const struct log_options *o, struct error *e);
 
 // token.c ----------------------------------------------------------------------------------------------------------------------
 int make_token(const struct cli *c, const char *id, const char *ports, int minutes, json_t **ret_token, struct error *e);

@@ -20,6 +20,7 @@ struct answer {
 	char error_type[96];
 	struct client_header *headers;
 	size_t nheaders;
+	FILE *to; // where the bytes of a good answer go instead of `data`
 };
 
 static CURL *handle;
@@ -27,6 +28,10 @@ static CURL *handle;
 static size_t on_body(char *data, size_t one, size_t n, void *arg) {
 	struct answer *a = arg;
 	size_t size = one * n;
+	long status = 0;
+	curl_easy_getinfo(handle, CURLINFO_RESPONSE_CODE, &status);
+	if (a->to != NULL && status == 200)
+		return fwrite(data, 1, size, a->to) == size && fflush(a->to) == 0 ? n : 0;
 	if (size > ANSWER_MAX - a->size)
 		return 0;
 	if (a->size + size + 1 > a->room) {
@@ -115,7 +120,7 @@ static int perform(const struct settings *s, const struct request *q, struct ans
 	curl_easy_setopt(handle, CURLOPT_PROXY, "");
 	curl_easy_setopt(handle, CURLOPT_NOSIGNAL, 1L);
 	curl_easy_setopt(handle, CURLOPT_CONNECTTIMEOUT, 10L);
-	curl_easy_setopt(handle, CURLOPT_TIMEOUT, 600L);
+	curl_easy_setopt(handle, CURLOPT_TIMEOUT, a->to == NULL ? 600L : 0L);
 	curl_easy_setopt(handle, CURLOPT_WRITEFUNCTION, on_body);
 	curl_easy_setopt(handle, CURLOPT_WRITEDATA, a);
 	curl_easy_setopt(handle, CURLOPT_HEADERFUNCTION, on_header);
@@ -195,6 +200,16 @@ int client_get(const struct settings *s, const char *path, char **ret, size_t *r
 	*ret = a.data != NULL ? a.data : strdup("");
 	*ret_size = a.size;
 	return *ret == NULL ? error_set(e, -ENOMEM, "out of memory") : 0;
+}
+
+int client_stream(const struct settings *s, const char *path, FILE *to, struct error *e) {
+	struct answer a = {.to = to};
+	struct request q = {.base = s->api, .service = "lambda", .method = "GET", .path = path};
+	int r = perform(s, &q, &a, e);
+	if (r == 0 && a.status != 200)
+		r = refused(&a, e);
+	free(a.data);
+	return r;
 }
 
 static int put(const struct settings *s, const char *path, const void *data, size_t size, long *status, struct error *e) {

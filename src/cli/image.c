@@ -411,36 +411,33 @@ static int image_show(struct cli *c, int argc, char **argv) {
 }
 
 static int image_logs(struct cli *c, int argc, char **argv) {
-	static const char help[] = "usage: stasis image logs <name> [--version V] [--follow]\n";
-	static const struct option options[] = {{"follow", no_argument, NULL, 'f'}, {"version", required_argument, NULL, 'v'}, {0}};
-	bool following = false;
+	static const char help[] = "usage: stasis image logs <name> [--version V] [--follow] [--since T] [--until T]\n\n"
+				   "  T   '10m' (s, m, h, d: so long ago) or '2026-01-31T12:00:00Z'\n";
+	static const struct option options[] = {{"follow", no_argument, NULL, 'f'},
+						{"version", required_argument, NULL, 'v'},
+						{"since", required_argument, NULL, LOG_SINCE},
+						{"until", required_argument, NULL, LOG_UNTIL},
+						{0}};
+	struct log_options o = {.follow = false};
 	char version[32] = "";
 	int code = -1, which;
-	while ((which = next_option(c, argc, argv, "f", options, help, &code)) >= 0) {
-		if (which == 'f')
-			following = true;
-		else
+	while (code < 0 && (which = next_option(c, argc, argv, "f", options, help, &code)) >= 0) {
+		if (which == 'v')
 			snprintf(version, sizeof(version), "%s", optarg);
+		else
+			code = log_option(help, &o, which, optarg);
 	}
-	if (which == -2)
+	if (code >= 0)
 		return code;
 	if (argc - optind != 1)
 		return usage_error(help, "'image logs' takes one name");
 	struct error e;
 	const char *name = argv[optind];
 	int r = version[0] == '\0' ? newest_version(c, name, version, NULL, &e) : 0;
-	if (r == 0 && following) {
-		r = follow(c, name, version, stdout, &e);
-	} else if (r == 0) {
-		char path[PATH_ROOM];
-		unsigned long long offset = 0, before = 1;
-		bool complete;
-		log_path(c, name, version, path);
-		while (r == 0 && before != offset) {
-			before = offset;
-			r = print_log(c, path, &offset, &complete, stdout, &e);
-		}
-	}
+	char path[PATH_ROOM];
+	log_path(c, name, version, path);
+	if (r == 0)
+		r = log_print(c, path, &o, &e);
 	return r < 0 ? client_fail(c, &e) : EXIT_OK;
 }
 

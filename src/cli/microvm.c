@@ -1,4 +1,4 @@
-// The commands on microVMs: run, ls, show, suspend, resume, terminate, logs.
+// The commands on microVMs: run, ls, show, suspend, resume, terminate.
 #include "cli/cli.h"
 
 #include "base/cleanup.h"
@@ -312,43 +312,4 @@ int cmd_terminate(struct cli *c, int argc, char **argv) {
 	static const char help[] =
 		"usage: stasis terminate <id>… [--no-wait] [--json]\n\nEnds microVMs and removes their memory and disk for good.\n";
 	return change(c, argc, argv, help, "DELETE", "", "TERMINATED");
-}
-
-int cmd_logs(struct cli *c, int argc, char **argv) {
-	static const char help[] = "usage: stasis logs <id> [--follow] [--console]\n\n"
-				   "Prints what the application wrote on standard output and error.\n\n"
-				   "  -f, --follow   go on as more comes\n"
-				   "  --console      the guest kernel's console instead\n";
-	static const struct option options[] = {{"follow", no_argument, NULL, 'f'}, {"console", no_argument, NULL, 'c'}, {0}};
-	bool following = false, console = false;
-	int code = -1, which;
-	while ((which = next_option(c, argc, argv, "f", options, help, &code)) >= 0) {
-		following |= which == 'f';
-		console |= which == 'c';
-	}
-	if (which == -2)
-		return code;
-	if (argc - optind != 1)
-		return usage_error(help, "'logs' takes one id");
-	char id[64];
-	struct error e;
-	int r = microvm_id(c, argv[optind], id, &e);
-	for (unsigned long long offset = 0; r == 0;) {
-		char path[PATH_ROOM];
-		cleanup_free char *data = NULL;
-		size_t size;
-		struct client_header headers[] = {{.name = "X-Stasis-Next-Offset"}, {.name = "X-Stasis-Complete"}};
-		snprintf(path, sizeof(path), "/_stasis/microvms/%s/%s?offset=%llu", id, console ? "console" : "log", offset);
-		r = client_get(&c->settings, path, &data, &size, headers, 2, &e);
-		if (r < 0)
-			break;
-		fwrite(data, 1, size, stdout);
-		fflush(stdout);
-		offset = headers[0].value[0] != '\0' ? strtoull(headers[0].value, NULL, 10) : offset + size;
-		if (size == 0 && (!following || strcmp(headers[1].value, "true") == 0))
-			break;
-		if (size == 0)
-			usleep(300 * 1000);
-	}
-	return r < 0 ? client_fail(c, &e) : EXIT_OK;
 }

@@ -14,7 +14,6 @@
 #include <stdint.h>
 
 #define IMAGE_PATH 512
-#define BUILD_LOG_LIMIT (16 * 1024 * 1024)
 #define NAMESERVERS_MAX 4
 
 struct queued_build {

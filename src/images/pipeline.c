@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "logs/logs.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,13 +15,21 @@
 
 #define DISK_FULL_BYTES (64u << 20) // with less than this left, a failure was most likely the disk's
 
+static int open_log(struct build *b, struct error *e) {
+	char folder[LOG_FOLDER_MAX];
+	struct push_target target;
+	logs_of_build(b->en, b->image.uuid, b->version.version, folder);
+	bool pushed = push_target_of_build(b->en, b->config, b->image.name, b->version.version, b->record.build_id, b->record.created_ms,
+					   &target);
+	return output_log_open(&b->log, folder, (uint64_t)b->en->config.build_log_bytes, pushed ? push_open(b->en, folder, &target) : NULL,
+			       e);
+}
+
 static int begin(struct build *b, struct error *e) {
 	int r = build_record_begin(b, e);
 	if (r == 0)
 		r = make_folders(b->folder, 0750, e);
-	char path[IMAGE_PATH + 64];
-	snprintf(path, sizeof(path), "%s/build.log", b->folder);
-	return r < 0 ? r : output_log_open(&b->log, path, BUILD_LOG_LIMIT, false, e);
+	return r < 0 ? r : open_log(b, e);
 }
 
 static int sync_parents(const struct build *b, struct error *e) {
@@ -96,6 +105,8 @@ static void run_build(void *arg) {
 	stages_flush(en, &b->stages);
 	log_info("build.end", LOG_S("image", b->image.arn), LOG_S("version", b->version.version), LOG_S("state", b->record.state),
 		 LOG_S("reason", reason));
+	output_log_close(&b->log);
+	logs_build_ended(en, b->image.uuid, b->version.version);
 	build_free(b);
 	pthread_mutex_lock(&en->images->lock);
 	en->images->running--;

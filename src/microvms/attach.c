@@ -3,7 +3,9 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "base/json.h"
 #include "base/log.h"
+#include "logs/logs.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -73,15 +75,33 @@ static void on_exited(void *arg, int exit_code) {
 	microvm_schedule(m);
 }
 
+// The stream of PutLogEvents that the application's output goes to, or NULL.
+static struct push_stream *open_push(const struct microvm *m, const char *folder) {
+	struct push_target target;
+	const char *name = strrchr(m->record.image_arn, ':');
+	cleanup_json json_t *config = json_loads(m->record.config == NULL ? "{}" : m->record.config, 0, NULL);
+	return push_target_of_microvm(m->en, config, name == NULL ? "" : name + 1, m->record.version, m->record.id, m->record.started_ms,
+				      &target)
+		       ? push_open(m->en, folder, &target)
+		       : NULL;
+}
+
+static void open_log(struct microvm *m) {
+	struct error e;
+	char folder[LOG_FOLDER_MAX];
+	if (m->app_log.fd >= 0)
+		return;
+	logs_of_microvm(m->en, m->record.id, folder);
+	if (output_log_open(&m->app_log, folder, (uint64_t)m->en->config.microvm_log_bytes, open_push(m, folder), &e) < 0)
+		log_warn("microvm.log", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
+}
+
 void microvm_attach(struct microvm *m) {
 	struct error e;
-	char path[FOLDER_PATH + 16];
 	int r = watch_add(m->en->watcher, m->slot.client.fd, EPOLLIN | EPOLLRDHUP, on_vmm, m, &m->watch);
 	if (r < 0)
 		log_error("microvm.watch", LOG_S("microvmId", m->record.id), LOG_S("message", strerror(-r)));
-	snprintf(path, sizeof(path), "%s/app.log", m->folder);
-	if (m->app_log.fd < 0 && output_log_open(&m->app_log, path, APP_LOG_LIMIT, true, &e) < 0)
-		log_warn("microvm.log", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
+	open_log(m);
 	const struct events_handler handler = {.exited = on_exited, .arg = m};
 	if (events_start(m->en->watcher, m->slot.vsock, &m->app_log, &handler, &m->events, &e) < 0)
 		log_warn("microvm.events", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));

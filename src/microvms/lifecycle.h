@@ -29,7 +29,6 @@ enum microvm_state { STATE_PENDING, STATE_RUNNING, STATE_SUSPENDING, STATE_SUSPE
 #define TOMBSTONES_MAX 1024 // terminated microVMs that the edge still knows
 #define WAITERS_MAX 1024    // requests held for one microVM
 #define FOLDER_PATH 512
-#define APP_LOG_LIMIT (8 * 1024 * 1024)
 
 #define AGENT_REPLY_MS 30000
 #define ATTACH_DELAY_MS 300

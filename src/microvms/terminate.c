@@ -3,6 +3,7 @@
 
 #include "base/io.h"
 #include "base/log.h"
+#include "logs/logs.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,8 @@ void microvm_finish(struct microvm *m) {
 	microvm_detach(m);
 	microvm_close_route(m);
 	slot_end(m->en, &m->slot);
+	if (m->folder[0] != '\0')
+		logs_microvm_ended(m->en, m->record.id, m->folder);
 	if (m->folder[0] != '\0' && remove_tree(m->folder, &e) < 0)
 		log_error("microvm.remove", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
 	pthread_mutex_lock(&m->lock);
@@ -22,6 +25,7 @@ void microvm_finish(struct microvm *m) {
 	microvm_force(m, IN(STATE_TERMINATING), STATE_TERMINATED, reason);
 	microvm_settle(m, NULL);
 	registry_bury(m);
+	logs_wake_microvm(m->en, m->record.id); // its log is complete
 }
 
 void microvm_abort(struct microvm *m, const char *reason) {

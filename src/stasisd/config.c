@@ -16,8 +16,9 @@ enum member_kind {
 	MEMBER_TEXT,
 	MEMBER_PATH,    // absolute
 	MEMBER_ADDRESS, // host:port
+	MEMBER_URL,     // http:// or https://, or empty
 	MEMBER_ACCOUNT, // twelve digits
-	MEMBER_LEVEL,   // of the log
+	MEMBER_CHOICE,  // one of `choices`
 	MEMBER_INT,
 	MEMBER_INT64,
 	MEMBER_REAL,
@@ -28,12 +29,18 @@ struct member {
 	const char *name;
 	enum member_kind kind;
 	size_t offset, size;
-	const char *text; // default of texts
+	const char *text;    // default of texts
+	const char *choices; // "one|other"
 	double least, most, number;
 };
 
 #define TEXT(n, k, field, def) \
 	{ .name = (n), .kind = (k), .offset = offsetof(struct config, field), .size = sizeof(((struct config *)0)->field), .text = (def) }
+#define CHOICE(n, field, all, def)                                                                                                         \
+	{                                                                                                                                  \
+		.name = (n), .kind = MEMBER_CHOICE, .offset = offsetof(struct config, field), .size = sizeof(((struct config *)0)->field), \
+		.text = (def), .choices = (all)                                                                                            \
+	}
 #define NUMBER(n, k, field, lo, hi, def) \
 	{ .name = (n), .kind = (k), .offset = offsetof(struct config, field), .least = (lo), .most = (hi), .number = (def) }
 
@@ -50,10 +57,13 @@ static const struct member members[] = {
 	TEXT("account", MEMBER_ACCOUNT, account, "000000000000"),
 	TEXT("accessKeyId", MEMBER_TEXT, key_id, ""),
 	TEXT("secretAccessKey", MEMBER_TEXT, key_secret, ""),
-	TEXT("s3Endpoint", MEMBER_TEXT, s3_endpoint, ""),
+	TEXT("s3Endpoint", MEMBER_URL, s3_endpoint, ""),
 	TEXT("s3AccessKeyId", MEMBER_TEXT, s3_key_id, ""),
 	TEXT("s3SecretAccessKey", MEMBER_TEXT, s3_key_secret, ""),
 	TEXT("s3Region", MEMBER_TEXT, s3_region, "us-east-1"),
+	CHOICE("s3Addressing", s3_addressing, "path|virtual", "path"),
+	TEXT("artifactsDomain", MEMBER_TEXT, artifacts_domain, "localhost"),
+	NUMBER("artifactStoreLimitBytes", MEMBER_INT64, artifact_store_limit, 0, 1125899906842624.0, 0),
 	NUMBER("defaultTimeoutScale", MEMBER_REAL, default_timeout_scale, 0.1, 1000, 1),
 	TEXT("baseAliases", MEMBER_OBJECT, base_alias, "{}"),
 	TEXT("defaultBase", MEMBER_TEXT, default_base, "debian"),
@@ -64,7 +74,16 @@ static const struct member members[] = {
 	NUMBER("builderVcpus", MEMBER_INT, builder_vcpus, 1, 16, 2),
 	NUMBER("concurrentBuilds", MEMBER_INT, concurrent_builds, 1, 64, 1),
 	NUMBER("buildLimitSeconds", MEMBER_INT64, build_limit_s, 10, 86400, 3600),
-	TEXT("logLevel", MEMBER_LEVEL, log_level, "info"),
+	CHOICE("logLevel", log_level, "debug|info|warn|error", "info"),
+	NUMBER("microvmLogBytes", MEMBER_INT64, microvm_log_bytes, 65536, 1073741824, 8388608),
+	NUMBER("buildLogBytes", MEMBER_INT64, build_log_bytes, 65536, 1073741824, 16777216),
+	NUMBER("logRetentionSeconds", MEMBER_INT64, log_retention_s, 0, 315360000, 604800),
+	NUMBER("logTotalBytes", MEMBER_INT64, log_total_bytes, 0, 1099511627776.0, 1073741824),
+	TEXT("cloudWatchEndpoint", MEMBER_URL, cloudwatch_endpoint, ""),
+	TEXT("cloudWatchAccessKeyId", MEMBER_TEXT, cloudwatch_key_id, ""),
+	TEXT("cloudWatchSecretAccessKey", MEMBER_TEXT, cloudwatch_key_secret, ""),
+	TEXT("cloudWatchRegion", MEMBER_TEXT, cloudwatch_region, "us-east-1"),
+	CHOICE("cloudWatchRuntime", cloudwatch_runtime, "role|always", "role"),
 };
 #define MEMBERS (sizeof(members) / sizeof(members[0]))
 
@@ -96,12 +115,23 @@ static bool is_address(const char *s) {
 	return strtol(colon + 1, NULL, 10) <= 65535;
 }
 
+// A scheme, a host, no user, no query.
+static bool is_url(const char *s) {
+	size_t scheme = strncmp(s, "http://", 7) == 0 ? 7 : strncmp(s, "https://", 8) == 0 ? 8 : 0;
+	return scheme > 0 && s[scheme] != '\0' && s[scheme] != '/' && strpbrk(s, " @?#\\") == NULL;
+}
+
 static bool is_account(const char *s) {
 	return strlen(s) == 12 && strspn(s, "0123456789") == 12;
 }
 
-static bool is_level(const char *s) {
-	return strcmp(s, "debug") == 0 || strcmp(s, "info") == 0 || strcmp(s, "warn") == 0 || strcmp(s, "error") == 0;
+static bool is_choice(const char *choices, const char *s) {
+	for (size_t n; *choices != '\0'; choices += n + (choices[n] == '|')) {
+		n = strcspn(choices, "|");
+		if (strlen(s) == n && strncmp(choices, s, n) == 0)
+			return true;
+	}
+	return false;
 }
 
 static int take_text(struct config *c, const struct member *m, const char *text, const char *name, struct error *e) {
@@ -112,16 +142,19 @@ static int take_text(struct config *c, const struct member *m, const char *text,
 	if (m->kind == MEMBER_ADDRESS && !is_address(text))
 		return error_set(e, -EINVAL, "%s: \"%s\" must be an address and a port such as \"127.0.0.1:7411\", not \"%s\"", name,
 				 m->name, text);
+	if (m->kind == MEMBER_URL && text[0] != '\0' && !is_url(text))
+		return error_set(e, -EINVAL, "%s: \"%s\" must be a URL such as \"https://s3.example.org\", not \"%s\"", name, m->name,
+				 text);
 	if (m->kind == MEMBER_ACCOUNT && !is_account(text))
 		return error_set(e, -EINVAL, "%s: \"%s\" must be twelve digits, not \"%s\"", name, m->name, text);
-	if (m->kind == MEMBER_LEVEL && !is_level(text))
-		return error_set(e, -EINVAL, "%s: \"%s\" must be debug, info, warn or error, not \"%s\"", name, m->name, text);
+	if (m->kind == MEMBER_CHOICE && !is_choice(m->choices, text))
+		return error_set(e, -EINVAL, "%s: \"%s\" must be one of %s, not \"%s\"", name, m->name, m->choices, text);
 	put_text(c, m, text);
 	return 0;
 }
 
 static int take_member(struct config *c, const struct member *m, const json_t *v, const char *name, struct error *e) {
-	if (m->kind <= MEMBER_LEVEL) {
+	if (m->kind <= MEMBER_CHOICE) {
 		if (!json_is_string(v))
 			return error_set(e, -EINVAL, "%s: \"%s\" must be a string", name, m->name);
 		return take_text(c, m, json_string_value(v), name, e);
@@ -147,7 +180,7 @@ static int take_member(struct config *c, const struct member *m, const json_t *v
 int config_parse(const char *text, size_t size, const char *name, struct config *ret, struct error *e) {
 	struct config c = {0};
 	for (size_t i = 0; i < MEMBERS; i++) {
-		if (members[i].kind <= MEMBER_LEVEL || members[i].kind == MEMBER_OBJECT)
+		if (members[i].kind <= MEMBER_CHOICE || members[i].kind == MEMBER_OBJECT)
 			put_text(&c, &members[i], members[i].text);
 		else
 			put_number(&c, &members[i], members[i].number);
@@ -169,6 +202,10 @@ int config_parse(const char *text, size_t size, const char *name, struct config 
 	json_decref(root);
 	if (r == 0 && (c.key_id[0] == '\0') != (c.key_secret[0] == '\0'))
 		r = error_set(e, -EINVAL, "%s: \"accessKeyId\" and \"secretAccessKey\" belong together; one of them is missing", name);
+	if (r == 0 && (c.cloudwatch_key_id[0] == '\0') != (c.cloudwatch_key_secret[0] == '\0'))
+		r = error_set(e, -EINVAL,
+			      "%s: \"cloudWatchAccessKeyId\" and \"cloudWatchSecretAccessKey\" belong together; one of them is missing",
+			      name);
 	if (r == 0)
 		*ret = c;
 	return r;

@@ -26,6 +26,9 @@ struct config {
 	char s3_key_id[129];
 	char s3_key_secret[129];
 	char s3_region[32];
+	char s3_addressing[8];        // "s3Addressing": path; or virtual: the bucket as first label of the endpoint's host
+	char artifacts_domain[128];   // "artifactsDomain": localhost; <bucket>.<domain> names a bucket of the built-in store
+	int64_t artifact_store_limit; // "artifactStoreLimitBytes": 0; all objects together; 0: what the disk holds
 	double default_timeout_scale; // "defaultTimeoutScale": 1; multiplies hook time-outs that nobody set (the machine: 10)
 	char base_alias[512];         // "baseAliases": JSON object, FROM name → base image name
 	char default_base[32];        // "defaultBase": debian; what AWS's managed base name means
@@ -37,6 +40,16 @@ struct config {
 	int concurrent_builds;        // "concurrentBuilds": 1
 	int64_t build_limit_s;        // "buildLimitSeconds": 3600; a build that takes longer fails
 	char log_level[8];            // "logLevel": info; debug, info, warn, error
+	int64_t microvm_log_bytes;    // "microvmLogBytes": 8 MiB; the newest of what an application writes
+	int64_t build_log_bytes;      // "buildLogBytes": 16 MiB; the same of a build
+	int64_t log_retention_s;      // "logRetentionSeconds": 604800; how long logs of microVMs stay after their end
+	int64_t log_total_bytes;      // "logTotalBytes": 1 GiB; all logs of microVMs that have ended
+	char cloudwatch_endpoint
+		[256]; // "cloudWatchEndpoint": empty: logs are not pushed. With "cloudWatchAccessKeyId", "cloudWatchSecretAccessKey"
+	char cloudwatch_key_id[129];
+	char cloudwatch_key_secret[129];
+	char cloudwatch_region[32]; // "cloudWatchRegion": us-east-1
+	char cloudwatch_runtime[8]; // "cloudWatchRuntime": role: logs of microVMs with an execution role only; always
 };
 
 // Reads and checks the file: unknown members, wrong types and values out of range are refused by name.
@@ -60,6 +73,7 @@ struct engine {
 	struct edge *edge;           // src/edge/
 	struct api *api;             // src/api/
 	struct artifacts *artifacts; // src/store/artifacts.h
+	struct logs *logs;           // src/logs/
 	char version[32];
 };
 

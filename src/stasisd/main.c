@@ -12,6 +12,7 @@
 #include "edge/edge.h"
 #include "images/images.h"
 #include "launch/launch.h"
+#include "logs/logs.h"
 #include "microvms/launcher.h"
 #include "microvms/lifecycle.h"
 #include "microvms/watcher.h"
@@ -42,6 +43,7 @@ static void finish(void *unused) {
 	uv_close((uv_handle_t *)&process.term, NULL);
 	uv_close((uv_handle_t *)&process.interrupt, NULL);
 	timers_end(&engine);
+	logs_end(&engine);
 	loop_queue_stop(&engine);
 	uv_stop(engine.loop);
 }
@@ -141,6 +143,8 @@ static void start(void *unused) {
 	if (r == 0)
 		r = artifacts_start(engine.store, engine.config.state_folder, (uint64_t)engine.config.artifact_limit, &engine.artifacts,
 				    &e);
+	if (r == 0)
+		r = logs_start(&engine, &e);
 	if (r == 0)
 		r = microvms_start(&engine, &e); // first, because it ends the slots that builds of the last stasisd were using
 	if (r == 0)

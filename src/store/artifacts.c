@@ -1,8 +1,11 @@
-// Buckets, objects and multipart uploads on the local disk; see artifacts.h.
+// Buckets and objects on the local disk; see artifacts.h. Multipart uploads are in artifact_uploads.c.
 //
 // The bytes of an object or part lie in a file with a random name, written and flushed before the record that names it is committed. Replacing
 // or deleting commits first and unlinks afterwards. So a record always has its bytes, and what a crash leaves is files without a
 // record, which artifacts_start() removes.
+//
+// Every byte is counted before it is written: against the limit of its object, that of the store, and the disk, of which DISK_RESERVE bytes
+// are left to what stasisd must always be able to write, its records above all.
 #include "store/artifacts.h"
 
 #include "base/cleanup.h"
@@ -19,9 +22,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
-#define UPLOAD_KEPT_MS (7LL * 24 * 3600 * 1000)
-#define PART_MINIMUM (5u << 20) // of all parts but the last, as S3 asks
+#define DISK_RESERVE (64u << 20)
+#define DISK_LOOK_BYTES (8u << 20) // written between two looks at the disk's free space
+#define BUCKETS_PER_ACCOUNT 1000
+#define COPY_PIECE (256u << 10)
 
 bool artifacts_bucket_name_is_valid(const char *name) {
 	size_t n = strlen(name);
@@ -58,6 +64,28 @@ static void unlink_file(const struct artifacts *a, const char *bucket, const cha
 	unlink(path);
 }
 
+static void release(struct artifacts *a, uint64_t size) {
+	pthread_mutex_lock(&a->lock);
+	a->used -= size < a->used ? size : a->used;
+	pthread_mutex_unlock(&a->lock);
+}
+
+void artifact_unlink(struct artifacts *a, const char *bucket, const struct artifact_file *file) {
+	if (file->name[0] == '\0')
+		return;
+	unlink_file(a, bucket, file->name);
+	release(a, file->size);
+}
+
+int artifact_disk_error(int code, struct error *e) {
+	if (code == -ENOSPC || code == -EDQUOT)
+		return error_named(e, code, "InsufficientStorage",
+				   "The disk of the artifact store is full: remove objects, images or microVMs, or give it more room");
+	if (code == -EROFS)
+		return error_named(e, code, "ServiceUnavailable", "The disk of the artifact store cannot be written: it is read-only");
+	return error_set(e, code, "cannot write to the artifact store: %s", strerror(-code));
+}
+
 // Start -----------------------------------------------------------------------------------------------------------------------------
 
 static int file_is_known(struct artifacts *a, const char *file, struct error *e) {
@@ -73,6 +101,15 @@ static int sweep(struct artifacts *a, struct error *e) {
 	int r = db_exec(a->store, e, "DELETE FROM uploads WHERE created_ms < ?", "i", (int64_t)realtime_ms() - UPLOAD_KEPT_MS);
 	if (r < 0)
 		return r;
+	{
+		db_statement st = NULL;
+		r = db_query(a->store, &st, e, "SELECT (SELECT TOTAL(size) FROM objects) + (SELECT TOTAL(size) FROM parts)", "");
+		if (r >= 0)
+			r = db_step(a->store, st, e);
+		if (r < 0)
+			return r;
+		a->used = (uint64_t)sqlite3_column_double(st, 0);
+	}
 	cleanup_dir DIR *buckets = opendir(a->folder);
 	if (buckets == NULL)
 		return error_errno(e, "cannot read %s", a->folder);
@@ -103,12 +140,13 @@ int artifacts_start(struct store *s, const char *state_folder, uint64_t limit, s
 		return error_set(e, -ENOMEM, "out of memory opening the artifact store");
 	a->store = s;
 	a->limit = limit;
+	pthread_mutex_init(&a->lock, NULL);
 	snprintf(a->folder, sizeof(a->folder), "%s/artifacts", state_folder);
 	int r = make_folders(a->folder, 0700, e);
 	if (r >= 0)
 		r = sweep(a, e);
 	if (r < 0) {
-		free(a);
+		artifacts_stop(a);
 		return r;
 	}
 	*ret = a;
@@ -116,7 +154,15 @@ int artifacts_start(struct store *s, const char *state_folder, uint64_t limit, s
 }
 
 void artifacts_stop(struct artifacts *a) {
+	if (a != NULL)
+		pthread_mutex_destroy(&a->lock);
 	free(a);
+}
+
+void artifacts_limit_total(struct artifacts *a, uint64_t bytes) {
+	pthread_mutex_lock(&a->lock);
+	a->total_limit = bytes;
+	pthread_mutex_unlock(&a->lock);
 }
 
 // Buckets ---------------------------------------------------------------------------------------------------------------------------
@@ -144,6 +190,14 @@ int artifacts_get_bucket(struct artifacts *a, const char *account, const char *n
 	return find_bucket(a, account, name, ret, e);
 }
 
+static int count_buckets(struct artifacts *a, const char *account, struct error *e) {
+	db_statement st = NULL;
+	int r = db_query(a->store, &st, e, "SELECT COUNT(*) FROM buckets WHERE account=?", "s", account);
+	if (r >= 0)
+		r = db_step(a->store, st, e);
+	return r <= 0 ? r : sqlite3_column_int(st, 0);
+}
+
 int artifacts_create_bucket(struct artifacts *a, const char *account, const char *name, struct error *e) {
 	if (!artifacts_bucket_name_is_valid(name))
 		return error_named(e, -EINVAL, "InvalidBucketName", "The specified bucket is not valid.");
@@ -159,6 +213,12 @@ int artifacts_create_bucket(struct artifacts *a, const char *account, const char
 	}
 	if (r != -ENOENT)
 		return r;
+	r = count_buckets(a, account, e);
+	if (r < 0)
+		return r;
+	if (r >= BUCKETS_PER_ACCOUNT)
+		return error_named(e, -EDQUOT, "TooManyBuckets", "You have attempted to create more buckets than allowed (%d)",
+				   BUCKETS_PER_ACCOUNT);
 	char path[ARTIFACT_PATH_MAX];
 	artifact_path(a, name, NULL, path);
 	r = make_folders(path, 0700, e);
@@ -176,6 +236,16 @@ int artifacts_delete_bucket(struct artifacts *a, const char *account, const char
 	int r = find_bucket(a, account, name, &b, e);
 	if (r < 0)
 		return r;
+	uint64_t parts = 0;
+	{
+		db_statement st = NULL;
+		r = db_query(a->store, &st, e, "SELECT TOTAL(size) FROM parts WHERE upload IN (SELECT id FROM uploads WHERE bucket=?)", "s",
+			     name);
+		if (r >= 0 && (r = db_step(a->store, st, e)) > 0)
+			parts = (uint64_t)sqlite3_column_double(st, 0);
+		if (r < 0)
+			return r;
+	}
 	r = db_begin(a->store, e);
 	if (r < 0)
 		return r;
@@ -188,14 +258,16 @@ int artifacts_delete_bucket(struct artifacts *a, const char *account, const char
 	r = db_end(a->store, r, e);
 	if (r < 0)
 		return r;
+	release(a, parts);
 	char path[ARTIFACT_PATH_MAX];
 	artifact_path(a, name, NULL, path);
 	return remove_tree(path, e);
 }
 
-int artifacts_list_buckets(struct artifacts *a, const char *account, int (*each)(const struct bucket *, void *), void *arg,
-			   struct error *e) {
+int artifacts_list_buckets(struct artifacts *a, const char *account, const char *from, int (*each)(const struct bucket *, void *),
+			   void *arg, struct error *e) {
 	char after[BUCKET_MAX] = "";
+	snprintf(after, sizeof(after), "%s", from);
 	for (;;) {
 		struct bucket b = {.created_ms = 0};
 		{
@@ -220,20 +292,13 @@ int artifacts_list_buckets(struct artifacts *a, const char *account, int (*each)
 
 // Writing ---------------------------------------------------------------------------------------------------------------------------
 
-struct object_writer {
-	struct artifacts *a;
-	char bucket[BUCKET_MAX], file[UUID_TEXT], etag[ETAG_MAX];
-	int fd;
-	uint64_t size;
-	EVP_MD_CTX *md5; // NULL once the ETag is known
-	bool kept;       // a record names the file
-};
-
 void artifacts_write_abort(struct object_writer *w) {
 	if (w == NULL)
 		return;
 	if (w->fd >= 0)
 		close(w->fd);
+	if (!w->kept)
+		release(w->a, w->size);
 	if (!w->kept && w->file[0] != '\0')
 		unlink_file(w->a, w->bucket, w->file);
 	EVP_MD_CTX_free(w->md5);
@@ -258,7 +323,7 @@ int artifacts_write_start(struct artifacts *a, const char *bucket, struct object
 	w->fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (w->fd < 0) {
 		int r = errno == ENOENT ? error_named(e, -ENOENT, "NoSuchBucket", "The specified bucket does not exist")
-					: error_errno(e, "cannot create %s", path);
+					: artifact_disk_error(-errno, e);
 		artifacts_write_abort(w);
 		return r;
 	}
@@ -267,15 +332,66 @@ int artifacts_write_start(struct artifacts *a, const char *bucket, struct object
 	return 0;
 }
 
+static bool disk_has_room(struct object_writer *w, uint64_t size) {
+	struct statvfs disk;
+	if (w->size > 0 && w->size + size - w->looked_at < DISK_LOOK_BYTES)
+		return true;
+	w->looked_at = w->size + size;
+	return fstatvfs(w->fd, &disk) < 0 || (uint64_t)disk.f_bavail * disk.f_frsize >= DISK_RESERVE + size;
+}
+
+int artifact_reserve(struct object_writer *w, uint64_t size, bool limited, struct error *e) {
+	struct artifacts *a = w->a;
+	if (!disk_has_room(w, size))
+		return artifact_disk_error(-ENOSPC, e);
+	pthread_mutex_lock(&a->lock);
+	uint64_t limit = a->total_limit;
+	bool fits = !limited || limit == 0 || (a->used <= limit && size <= limit - a->used);
+	if (fits)
+		a->used += size;
+	pthread_mutex_unlock(&a->lock);
+	if (!fits)
+		return error_named(
+			e, -EDQUOT, "QuotaExceeded",
+			"The artifact store holds as much as it may, %llu bytes (artifactStoreLimitBytes): remove objects, or raise "
+			"the limit",
+			(unsigned long long)limit);
+	w->size += size;
+	return 0;
+}
+
+void artifacts_write_only_if(struct object_writer *w, const struct object_condition *c) {
+	w->condition = *c;
+}
+
+int artifacts_copy(struct object_writer *w, int fd, uint64_t offset, uint64_t size, struct error *e) {
+	cleanup_free char *piece = malloc(COPY_PIECE);
+	if (piece == NULL)
+		return error_set(e, -ENOMEM, "out of memory copying an object");
+	for (uint64_t done = 0; done < size;) {
+		size_t n = size - done < COPY_PIECE ? (size_t)(size - done) : COPY_PIECE;
+		int r = pread_full(fd, piece, n, offset + done);
+		if (r < 0)
+			return error_set(e, r, "cannot read from the artifact store: %s", strerror(-r));
+		r = artifacts_write(w, piece, n, e);
+		if (r < 0)
+			return r;
+		done += n;
+	}
+	return 0;
+}
+
 int artifacts_write(struct object_writer *w, const void *data, size_t size, struct error *e) {
 	if (size > w->a->limit || w->size > w->a->limit - size)
 		return error_named(e, -EFBIG, "EntityTooLarge",
 				   "Your proposed upload exceeds the maximum allowed size of %llu bytes (artifactLimitBytes)",
 				   (unsigned long long)w->a->limit);
-	int r = write_full(w->fd, data, size);
+	int r = artifact_reserve(w, size, true, e);
 	if (r < 0)
-		return error_set(e, r, "cannot write to the artifact store: %s", strerror(-r));
-	w->size += size;
+		return r;
+	r = write_full(w->fd, data, size);
+	if (r < 0)
+		return artifact_disk_error(r, e);
 	EVP_DigestUpdate(w->md5, data, size);
 	return 0;
 }
@@ -292,32 +408,52 @@ const char *artifacts_write_etag(struct object_writer *w) {
 	return w->etag;
 }
 
-// Puts the written bytes, and the file's name, on the disk.
-static int flush(struct object_writer *w, struct error *e) {
+int artifact_flush(struct object_writer *w, struct error *e) {
 	char folder[ARTIFACT_PATH_MAX];
 	artifact_path(w->a, w->bucket, NULL, folder);
 	if (fsync(w->fd) < 0)
-		return error_errno(e, "cannot write to the artifact store");
+		return artifact_disk_error(-errno, e);
 	return sync_folder(folder, e);
 }
 
-// Inside a transaction: makes the file the object's content. `old` gets the name of the file that it replaces, or "".
-static int put_object(struct artifacts *a, const char *bucket, const char *key, const char *file, uint64_t size, const char *etag,
-		      const char *headers, char old[UUID_TEXT], struct error *e) {
-	struct store *s = a->store;
-	old[0] = '\0';
-	{
-		db_statement st = NULL;
-		int r = db_query(s, &st, e, "SELECT file FROM objects WHERE bucket=? AND key=?", "ss", bucket, key);
-		if (r >= 0)
-			r = db_step(s, st, e);
-		if (r < 0)
-			return r;
-		if (r > 0)
-			db_text(st, 0, old, UUID_TEXT);
+static int check_condition(const struct object_condition *c, bool exists, const char *etag, struct error *e) {
+	static const char failed[] = "At least one of the pre-conditions you specified did not hold";
+	if (c->if_none_match && exists)
+		return error_named(e, -ECANCELED, "PreconditionFailed", "%s", failed);
+	if (c->if_match[0] != '\0' && !exists)
+		return error_named(e, -ENOENT, "NoSuchKey", "The specified key does not exist.");
+	if (c->if_match[0] != '\0' && strcmp(c->if_match, "*") != 0 && strcmp(c->if_match, etag) != 0)
+		return error_named(e, -ECANCELED, "PreconditionFailed", "%s", failed);
+	return 0;
+}
+
+// Inside a transaction: the file and ETag of an object that may be there, checked against a condition.
+static int look_up(struct artifacts *a, const char *bucket, const char *key, const struct object_condition *c, struct artifact_file *ret,
+		   struct error *e) {
+	char etag[ETAG_MAX] = "";
+	*ret = (struct artifact_file){.size = 0};
+	db_statement st = NULL;
+	int r = db_query(a->store, &st, e, "SELECT file, size, etag FROM objects WHERE bucket=? AND key=?", "ss", bucket, key);
+	if (r >= 0)
+		r = db_step(a->store, st, e);
+	if (r < 0)
+		return r;
+	if (r > 0) {
+		db_text(st, 0, ret->name, sizeof(ret->name));
+		ret->size = (uint64_t)sqlite3_column_int64(st, 1);
+		db_text(st, 2, etag, sizeof(etag));
 	}
-	int r = db_exec(s, e, "INSERT OR REPLACE INTO objects(bucket, key, file, size, etag, modified_ms, headers) VALUES(?,?,?,?,?,?,?)",
-			"sssisis", bucket, key, file, (int64_t)size, etag, (int64_t)realtime_ms(), headers == NULL ? "{}" : headers);
+	return check_condition(c, r > 0, etag, e);
+}
+
+int artifact_put(struct object_writer *w, const char *key, const char *etag, const char *headers, struct artifact_file *old,
+		 struct error *e) {
+	int r = look_up(w->a, w->bucket, key, &w->condition, old, e);
+	if (r < 0)
+		return r;
+	r = db_exec(w->a->store, e,
+		    "INSERT OR REPLACE INTO objects(bucket, key, file, size, etag, modified_ms, headers) VALUES(?,?,?,?,?,?,?)", "sssisis",
+		    w->bucket, key, w->file, (int64_t)w->size, etag, (int64_t)realtime_ms(), headers == NULL ? "{}" : headers);
 	if (r == -ENOENT)
 		return error_named(e, r, "NoSuchBucket", "The specified bucket does not exist");
 	return r;
@@ -325,19 +461,19 @@ static int put_object(struct artifacts *a, const char *bucket, const char *key, 
 
 int artifacts_write_finish(struct object_writer *w, const char *key, const char *headers_json, struct error *e) {
 	struct artifacts *a = w->a;
-	char old[UUID_TEXT] = "";
-	int r = flush(w, e);
+	struct artifact_file old = {.size = 0};
+	int r = artifact_flush(w, e);
 	if (r >= 0) {
 		DB_LOCKED(a->store);
 		r = db_begin(a->store, e);
 		if (r >= 0) {
-			r = put_object(a, w->bucket, key, w->file, w->size, artifacts_write_etag(w), headers_json, old, e);
+			r = artifact_put(w, key, artifacts_write_etag(w), headers_json, &old, e);
 			r = db_end(a->store, r, e);
 		}
 	}
 	w->kept = r >= 0;
-	if (r >= 0 && old[0] != '\0')
-		unlink_file(a, w->bucket, old);
+	if (r >= 0)
+		artifact_unlink(a, w->bucket, &old);
 	artifacts_write_abort(w);
 	return r < 0 ? r : 0;
 }
@@ -398,23 +534,21 @@ int artifacts_open_object(struct artifacts *a, const char *bucket, const char *k
 	return error_set(e, -EIO, "the bytes of s3://%s/%s are missing from the artifact store: upload it again", bucket, key);
 }
 
-int artifacts_delete_object(struct artifacts *a, const char *bucket, const char *key, struct error *e) {
-	char file[UUID_TEXT] = "";
+int artifacts_delete_object(struct artifacts *a, const char *bucket, const char *key, const struct object_condition *c, struct error *e) {
+	struct artifact_file file;
 	{
 		DB_LOCKED(a->store);
-		db_statement st = NULL;
-		int r = db_query(a->store, &st, e, "DELETE FROM objects WHERE bucket=? AND key=? RETURNING file", "ss", bucket, key);
-		if (r >= 0)
-			r = db_step(a->store, st, e);
-		if (r <= 0)
+		int r = db_begin(a->store, e);
+		if (r < 0)
 			return r;
-		db_text(st, 0, file, sizeof(file));
-		// RETURNING gives its rows first; the statement is committed when it has been stepped to its end.
-		r = db_step(a->store, st, e);
+		r = look_up(a, bucket, key, c == NULL ? &(struct object_condition){.if_none_match = false} : c, &file, e);
+		if (r >= 0 && file.name[0] != '\0')
+			r = db_exec(a->store, e, "DELETE FROM objects WHERE bucket=? AND key=?", "ss", bucket, key);
+		r = db_end(a->store, r, e);
 		if (r < 0)
 			return r;
 	}
-	unlink_file(a, bucket, file);
+	artifact_unlink(a, bucket, &file);
 	return 0;
 }
 
@@ -499,237 +633,4 @@ int artifacts_list(struct artifacts *a, const struct object_list *q, int (*each)
 		if (cut != NULL && !successor(from))
 			return 0;
 	}
-}
-
-// Multipart uploads -----------------------------------------------------------------------------------------------------------------
-
-static int find_upload(struct artifacts *a, const char *bucket, const char *key, const char *id, char **ret_headers, struct error *e) {
-	struct store *s = a->store;
-	db_statement st = NULL;
-	int r = db_query(s, &st, e, "SELECT headers FROM uploads WHERE id=? AND bucket=? AND key=?", "sss", id, bucket, key);
-	if (r >= 0)
-		r = db_step(s, st, e);
-	if (r < 0)
-		return r;
-	if (r == 0)
-		return error_named(e, -ENOENT, "NoSuchUpload",
-				   "The specified upload does not exist. The upload ID may be invalid, or the upload may have been aborted "
-				   "or completed.");
-	if (ret_headers != NULL && (*ret_headers = db_text_copy(st, 0)) == NULL)
-		return error_set(e, -ENOMEM, "out of memory reading an upload");
-	return 0;
-}
-
-int artifacts_upload_start(struct artifacts *a, const char *bucket, const char *key, const char *headers_json, char id[UUID_TEXT],
-			   struct error *e) {
-	DB_LOCKED(a->store);
-	uuid_new(id);
-	int r = db_exec(a->store, e, "INSERT INTO uploads(id, bucket, key, created_ms, headers) VALUES(?,?,?,?,?)", "sssis", id, bucket,
-			key, (int64_t)realtime_ms(), headers_json);
-	if (r == -ENOENT)
-		return error_named(e, r, "NoSuchBucket", "The specified bucket does not exist");
-	return r < 0 ? r : 0;
-}
-
-int artifacts_upload_check(struct artifacts *a, const char *bucket, const char *key, const char *id, struct error *e) {
-	DB_LOCKED(a->store);
-	return find_upload(a, bucket, key, id, NULL, e);
-}
-
-int artifacts_upload_part(struct object_writer *w, const char *key, const char *id, int number, struct error *e) {
-	struct artifacts *a = w->a;
-	struct store *s = a->store;
-	char old[UUID_TEXT] = "";
-	int r = flush(w, e);
-	if (r >= 0) {
-		DB_LOCKED(s);
-		r = db_begin(s, e);
-		if (r >= 0) {
-			r = find_upload(a, w->bucket, key, id, NULL, e);
-			if (r >= 0) {
-				db_statement st = NULL;
-				r = db_query(s, &st, e, "SELECT file FROM parts WHERE upload=? AND number=?", "si", id, (int64_t)number);
-				if (r >= 0 && (r = db_step(s, st, e)) > 0)
-					db_text(st, 0, old, sizeof(old));
-			}
-			if (r >= 0)
-				r = db_exec(s, e, "INSERT OR REPLACE INTO parts(upload, number, file, size, etag) VALUES(?,?,?,?,?)",
-					    "sisis", id, (int64_t)number, w->file, (int64_t)w->size, artifacts_write_etag(w));
-			r = db_end(s, r, e);
-		}
-	}
-	w->kept = r >= 0;
-	if (r >= 0 && old[0] != '\0')
-		unlink_file(a, w->bucket, old);
-	artifacts_write_abort(w);
-	return r < 0 ? r : 0;
-}
-
-struct part {
-	char file[UUID_TEXT], etag[ETAG_MAX];
-	uint64_t size;
-};
-
-// Looks the parts that the client named up and checks them as S3 does.
-static int find_parts(struct artifacts *a, const char *id, const struct upload_part *named, size_t n, struct part *ret, struct error *e) {
-	struct store *s = a->store;
-	uint64_t total = 0;
-	for (size_t i = 1; i < n; i++)
-		if (named[i].number <= named[i - 1].number)
-			return error_named(e, -EINVAL, "InvalidPartOrder",
-					   "The list of parts was not in ascending order. Parts must be ordered by part number.");
-	for (size_t i = 0; i < n; i++) {
-		db_statement st = NULL;
-		int r = db_query(s, &st, e, "SELECT file, size, etag FROM parts WHERE upload=? AND number=?", "si", id,
-				 (int64_t)named[i].number);
-		if (r >= 0)
-			r = db_step(s, st, e);
-		if (r < 0)
-			return r;
-		if (r > 0) {
-			db_text(st, 0, ret[i].file, sizeof(ret[i].file));
-			db_text(st, 2, ret[i].etag, sizeof(ret[i].etag));
-			ret[i].size = (uint64_t)sqlite3_column_int64(st, 1);
-		}
-		if (r == 0 || strcmp(ret[i].etag, named[i].etag) != 0)
-			return error_named(e, -EINVAL, "InvalidPart",
-					   "One or more of the specified parts could not be found. The part may not have been uploaded, or "
-					   "the specified "
-					   "entity tag may not match the part's entity tag.");
-		if (i + 1 < n && ret[i].size < PART_MINIMUM)
-			return error_named(e, -EINVAL, "EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size");
-		total += ret[i].size;
-		if (total > a->limit)
-			return error_named(e, -EFBIG, "EntityTooLarge",
-					   "Your proposed upload exceeds the maximum allowed size of %llu bytes (artifactLimitBytes)",
-					   (unsigned long long)a->limit);
-	}
-	return 0;
-}
-
-static int append_file(struct object_writer *w, const char *file, uint64_t size, struct error *e) {
-	char path[ARTIFACT_PATH_MAX];
-	artifact_path(w->a, w->bucket, file, path);
-	cleanup_close int from = open(path, O_RDONLY | O_CLOEXEC);
-	if (from < 0) // completed or aborted by somebody else meanwhile
-		return error_named(e, -ENOENT, "NoSuchUpload",
-				   "The specified upload does not exist. The upload ID may be invalid, or the upload may have been aborted "
-				   "or completed.");
-	for (uint64_t left = size; left > 0;) {
-		ssize_t n = copy_file_range(from, NULL, w->fd, NULL, left, 0);
-		if (n <= 0)
-			return n == 0 ? error_set(e, -EIO, "a part in the artifact store is shorter than recorded: upload it again")
-				      : error_errno(e, "cannot write to the artifact store");
-		left -= (uint64_t)n;
-	}
-	w->size += size;
-	return 0;
-}
-
-// The ETag of a multipart object: the MD5 of the parts' binary MD5s, and their number.
-static void join_etags(const struct part *parts, size_t n, char etag[ETAG_MAX]) {
-	EVP_MD_CTX *md5 = EVP_MD_CTX_new();
-	unsigned char digest[EVP_MAX_MD_SIZE];
-	unsigned size = 0;
-	EVP_DigestInit_ex(md5, EVP_md5(), NULL);
-	for (size_t i = 0; i < n; i++) {
-		ssize_t got = hex_decode(parts[i].etag, strlen(parts[i].etag), digest, sizeof(digest));
-		if (got > 0)
-			EVP_DigestUpdate(md5, digest, (size_t)got);
-	}
-	EVP_DigestFinal_ex(md5, digest, &size);
-	EVP_MD_CTX_free(md5);
-	hex_encode(digest, size, etag);
-	snprintf(etag + 32, ETAG_MAX - 32, "-%zu", n);
-}
-
-// Takes the upload's record away; the names of its files are handed to forget() afterwards by the caller's sweep of `files`.
-static int take_upload(struct artifacts *a, const char *id, char (**files)[UUID_TEXT], size_t *n, struct error *e) {
-	struct store *s = a->store;
-	{
-		db_statement st = NULL;
-		int r = db_query(s, &st, e, "SELECT file FROM parts WHERE upload=?", "s", id);
-		if (r < 0)
-			return r;
-		while ((r = db_step(s, st, e)) > 0) {
-			char(*more)[UUID_TEXT] = realloc(*files, (*n + 1) * sizeof(**files));
-			if (more == NULL)
-				return error_set(e, -ENOMEM, "out of memory ending an upload");
-			*files = more;
-			db_text(st, 0, more[(*n)++], UUID_TEXT);
-		}
-		if (r < 0)
-			return r;
-	}
-	return db_exec(s, e, "DELETE FROM uploads WHERE id=?", "s", id);
-}
-
-int artifacts_upload_complete(struct artifacts *a, const char *bucket, const char *key, const char *id, const struct upload_part *parts,
-			      size_t n, char etag[ETAG_MAX], struct error *e) {
-	cleanup_free struct part *found = calloc(n + 1, sizeof(*found));
-	cleanup_free char *headers = NULL;
-	if (found == NULL)
-		return error_set(e, -ENOMEM, "out of memory completing an upload");
-	{
-		DB_LOCKED(a->store);
-		int r = find_upload(a, bucket, key, id, &headers, e);
-		if (r >= 0)
-			r = find_parts(a, id, parts, n, found, e);
-		if (r < 0)
-			return r;
-	}
-	struct object_writer *w = NULL;
-	int r = artifacts_write_start(a, bucket, &w, e);
-	if (r < 0)
-		return r;
-	for (size_t i = 0; i < n && r >= 0; i++)
-		r = append_file(w, found[i].file, found[i].size, e);
-	if (r >= 0)
-		r = flush(w, e);
-	join_etags(found, n, etag);
-	char old[UUID_TEXT] = "";
-	cleanup_free char(*files)[UUID_TEXT] = NULL;
-	size_t file_count = 0;
-	if (r >= 0) {
-		DB_LOCKED(a->store);
-		r = db_begin(a->store, e);
-		if (r >= 0) {
-			// Again, in the transaction: only one of two completions may win.
-			r = find_upload(a, bucket, key, id, NULL, e);
-			if (r >= 0)
-				r = put_object(a, bucket, key, w->file, w->size, etag, headers, old, e);
-			if (r >= 0)
-				r = take_upload(a, id, &files, &file_count, e);
-			r = db_end(a->store, r, e);
-		}
-	}
-	w->kept = r >= 0;
-	artifacts_write_abort(w);
-	if (r < 0)
-		return r;
-	if (old[0] != '\0')
-		unlink_file(a, bucket, old);
-	for (size_t i = 0; i < file_count; i++)
-		unlink_file(a, bucket, files[i]);
-	return 0;
-}
-
-int artifacts_upload_abort(struct artifacts *a, const char *bucket, const char *key, const char *id, struct error *e) {
-	cleanup_free char(*files)[UUID_TEXT] = NULL;
-	size_t n = 0;
-	{
-		DB_LOCKED(a->store);
-		int r = db_begin(a->store, e);
-		if (r < 0)
-			return r;
-		r = find_upload(a, bucket, key, id, NULL, e);
-		if (r >= 0)
-			r = take_upload(a, id, &files, &n, e);
-		r = db_end(a->store, r, e);
-		if (r < 0)
-			return r;
-	}
-	for (size_t i = 0; i < n; i++)
-		unlink_file(a, bucket, files[i]);
-	return 0;
 }

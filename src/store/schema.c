@@ -70,6 +70,11 @@ static const char *const migrations[] = {
 	"CREATE TABLE client_tokens(account TEXT NOT NULL, position INTEGER NOT NULL, size INTEGER NOT NULL, operation TEXT NOT NULL,"
 	" token TEXT NOT NULL, digest TEXT NOT NULL, answer TEXT NOT NULL, created_ms INTEGER NOT NULL, UNIQUE(account, position),"
 	" UNIQUE(account, operation, token));",
+
+	// Artifact store: lists of uploads and of their parts, and the end of old uploads.
+	"ALTER TABLE parts ADD COLUMN modified_ms INTEGER NOT NULL DEFAULT 0;"
+	"CREATE INDEX uploads_by_key ON uploads(bucket, key, id);"
+	"CREATE INDEX uploads_by_age ON uploads(created_ms);",
 };
 
 #define SCHEMA_VERSION ((int)(sizeof(migrations) / sizeof(migrations[0])))

@@ -1,7 +1,5 @@
 // Operations on microVMs and tokens, and the operator's own calls.
 import assert from 'node:assert/strict'
-import { mkdirSync, writeFileSync, appendFileSync } from 'node:fs'
-import path from 'node:path'
 import { after, before, test } from 'node:test'
 import * as api from '@aws-sdk/client-lambda-microvms'
 import { call, otherCredentials, start } from './server.mjs'
@@ -188,33 +186,4 @@ test('the operator sees health, certificate, status and stages', async () => {
   const stages = await call(server, 'GET', `/_stasis/images/${encodeURIComponent(arnOf('app'))}/versions/1.0/stages`)
   assert.equal(stages.json.stages[0].name, 'build.container')
   assert.equal(stages.json.stages[0].durationUs, 1500000)
-})
-
-test('logs are followed by offset', async () => {
-  const { microvmId } = await run()
-  const folder = path.join(server.folder, 'microvms', microvmId.slice(8))
-  const get = (offset) => call(server, 'GET', `/_stasis/microvms/${microvmId}/log?offset=${offset}`)
-  let r = await get(0)
-  assert.equal(r.status, 200)
-  assert.equal(r.text, '')
-  assert.equal(r.headers.get('x-stasis-complete'), 'false')
-  mkdirSync(folder, { recursive: true })
-  writeFileSync(path.join(folder, 'app.log'), 'one\n')
-  r = await get(0)
-  assert.equal(r.text, 'one\n')
-  assert.equal(r.headers.get('x-stasis-next-offset'), '4')
-  appendFileSync(path.join(folder, 'app.log'), 'x'.repeat(300000))
-  let offset = 4, size = 0
-  for (; (r = await get(offset)).text.length > 0; offset = Number(r.headers.get('x-stasis-next-offset'))) size += r.text.length
-  assert.equal(size, 300000)
-  await send('TerminateMicrovm', { microvmIdentifier: microvmId })
-  assert.equal((await get(offset)).headers.get('x-stasis-complete'), 'true')
-  assert.equal((await get('x')).status, 400)
-  assert.equal((await get('-1')).status, 400)
-  const { json } = await call(server, 'GET', '/2025-09-09/microvm-images/' + arnOf('app'))
-  mkdirSync(path.join(server.folder, 'images', json.id, '1.0'), { recursive: true })
-  writeFileSync(path.join(server.folder, 'images', json.id, '1.0', 'build.log'), 'STEP 1\n')
-  r = await call(server, 'GET', `/_stasis/images/${arnOf('app')}/versions/1.0/log?offset=5`)
-  assert.equal(r.text, '1\n')
-  assert.equal(r.headers.get('x-stasis-complete'), 'true')
 })

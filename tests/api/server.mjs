@@ -1,4 +1,5 @@
 // Starts the API and the artifact store with stand-ins for builds and microVMs (tests/unit/api_server.c), and makes clients of the real AWS SDK.
+import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { createHash, createHmac } from 'node:crypto'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
@@ -16,11 +17,11 @@ export const credentials = { accessKeyId: 'AKIDSTASISTEST000001', secretAccessKe
 export const otherCredentials = { accessKeyId: 'AKIDSTASISTEST000002', secretAccessKey: 'another' }
 export const region = 'us-east-1'
 
-// `folder`: the state of a server that ran before.
-export async function start(folder = mkdtempSync(path.join(os.tmpdir(), 'api-test-'))) {
+// `folder`: the state of a server that ran before. `config`: members of the configuration.
+export async function start(folder = mkdtempSync(path.join(os.tmpdir(), 'api-test-')), config = {}) {
   const program = candidates.filter(Boolean).map((p) => path.resolve(root, p)).find(existsSync)
   if (!program) throw new Error('api_server is not built: ninja -C build tests/unit/api_server')
-  const child = spawn(program, [folder], { stdio: ['pipe', 'pipe', 'pipe'] })
+  const child = spawn(program, [folder, JSON.stringify({ artifactLimitBytes: 64 << 20, ...config })], { stdio: ['pipe', 'pipe', 'pipe'] })
   let log = ''
   child.stderr.on('data', (d) => (log += d))
   const ended = new Promise((resolve) => child.on('exit', (code, signal) => resolve(code ?? signal)))
@@ -55,7 +56,7 @@ const hmac = (key, text) => createHmac('sha256', key).update(text).digest()
 const encode = (s) => encodeURIComponent(s).replace(/[!'()*]/g, (c) => '%' + c.charCodeAt(0).toString(16).toUpperCase())
 
 // Signs by hand, for requests that the SDK would not make. Returns the headers to send.
-export function sign({ method, url, body = '', service = 'lambda', key = credentials, headers = {}, payload, date = new Date() }) {
+export function sign({ method, url, body = '', service = 'lambda', key = credentials, headers = {}, payload, date = new Date(), region: where = region }) {
   const u = new URL(url)
   const amzDate = date.toISOString().replace(/[-:]|\.\d{3}/g, '')
   const day = amzDate.slice(0, 8)
@@ -69,11 +70,22 @@ export function sign({ method, url, body = '', service = 'lambda', key = credent
     return [encode(decodeURIComponent(k)), encode(decodeURIComponent(v))]
   }).sort((a, b) => (a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : a[1] < b[1] ? -1 : 1)).map((p) => p.join('=')).join('&')
   const canonical = [method, uri, query, ...names.map((n) => `${n}:${value(n)}`), '', names.join(';'), hash].join('\n')
-  const scope = `${day}/${region}/${service}/aws4_request`
+  const scope = `${day}/${where}/${service}/aws4_request`
   const text = ['AWS4-HMAC-SHA256', amzDate, scope, sha256(canonical)].join('\n')
-  const k = hmac(hmac(hmac(hmac('AWS4' + key.secretAccessKey, day), region), service), 'aws4_request')
+  const k = hmac(hmac(hmac(hmac('AWS4' + key.secretAccessKey, day), where), service), 'aws4_request')
   const signature = createHmac('sha256', k).update(text).digest('hex')
   return { ...all, authorization: `AWS4-HMAC-SHA256 Credential=${key.accessKeyId}/${scope}, SignedHeaders=${names.join(';')}, Signature=${signature}` }
+}
+
+// Checks a request that somebody else signed (method, url, headers in lower case, body), by signing it anew.
+export function verifySignature({ method, url, headers, body = '' }, { service, key, region }) {
+  const [, names] = /SignedHeaders=([^,]*)/.exec(headers.authorization)
+  for (const needed of ['host', 'x-amz-date', ...Object.keys(headers).filter((n) => n.startsWith('x-amz-'))]) assert.ok(names.split(';').includes(needed), needed)
+  const date = new Date(headers['x-amz-date'].replace(/(....)(..)(..)T(..)(..)(..)Z/, '$1-$2-$3T$4:$5:$6Z'))
+  assert.ok(Math.abs(date - Date.now()) < 300e3)
+  const signed = Object.fromEntries(names.split(';').map((n) => [n, headers[n]]))
+  const again = sign({ method, url, body, service, key, headers: signed, payload: headers['x-amz-content-sha256'], date, region })
+  assert.equal(headers.authorization.replace(/, */g, ', '), again.authorization)
 }
 
 export async function call(server, method, target, { body = '', ...o } = {}) {

@@ -7,14 +7,108 @@
 #include "base/io.h"
 #include "edge/edge.h"
 #include "images/build.h"
+#include "logs/logs.h"
+#include "logs/push.h"
 #include "microvms/microvms.h"
+#include "microvms/output_log.h"
+#include "stasisd/engine.h"
+#include "store/artifacts.h"
 
+#include <jansson.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 static struct token_keys *keys;
+
+// Logs: real ones, written by stand-ins for applications and builds. ---------------------------------------------------------------------
+
+#define APPLICATIONS_MAX 256
+
+static struct application {
+	char id[48];
+	struct output_log log;
+} * applications[APPLICATIONS_MAX];
+static size_t application_count;
+static pthread_mutex_t applications_lock = PTHREAD_MUTEX_INITIALIZER;
+
+// The application of a microVM; it lives until the end of the program.
+static struct application *application_of(const char *id) {
+	struct application *found = NULL;
+	pthread_mutex_lock(&applications_lock);
+	for (size_t i = 0; i < application_count; i++)
+		if (strcmp(applications[i]->id, id) == 0)
+			found = applications[i];
+	pthread_mutex_unlock(&applications_lock);
+	return found;
+}
+
+static const char *image_name(const char *arn) {
+	const char *colon = strrchr(arn, ':');
+	return colon == NULL ? arn : colon + 1;
+}
+
+static void open_application(struct engine *en, const struct store_microvm *m) {
+	struct application *a = calloc(1, sizeof(*a));
+	struct push_target target;
+	char folder[LOG_FOLDER_MAX];
+	json_t *config = json_loads(m->config, 0, NULL);
+	a->log.fd = -1;
+	snprintf(a->id, sizeof(a->id), "%s", m->id);
+	logs_of_microvm(en, m->id, folder);
+	bool pushed = push_target_of_microvm(en, config, image_name(m->image_arn), m->version, m->id, m->started_ms, &target);
+	output_log_open(&a->log, folder, (uint64_t)en->config.microvm_log_bytes, pushed ? push_open(en, folder, &target) : NULL, NULL);
+	json_decref(config);
+	pthread_mutex_lock(&applications_lock);
+	if (application_count < APPLICATIONS_MAX)
+		applications[application_count++] = a;
+	pthread_mutex_unlock(&applications_lock);
+}
+
+// "<number> <text>" is written so many times, a line each; anything else once, as it is.
+static void print(struct application *a, int kind, const char *text) {
+	char *rest;
+	long n = strtol(text, &rest, 10);
+	char line[4200];
+	int size = snprintf(line, sizeof(line), "%s\n", *rest == ' ' ? rest + 1 : rest);
+	if (n == 0)
+		output_log_write(&a->log, kind, realtime_ns(), text, strlen(text));
+	for (long i = 0; i < n; i++)
+		output_log_write(&a->log, kind, realtime_ns(), line, (size_t)size);
+}
+
+static void say(const char *id, int kind, const char *text) {
+	struct application *a = application_of(id);
+	if (a != NULL)
+		print(a, kind, text);
+}
+
+static void write_build_log(struct engine *en, const struct store_image *i, const struct store_build *b, const char *config_json) {
+	struct output_log log;
+	struct push_target target;
+	char folder[LOG_FOLDER_MAX];
+	json_t *config = json_loads(config_json, 0, NULL);
+	logs_of_build(en, i->uuid, "1.0", folder);
+	bool pushed = push_target_of_build(en, config, i->name, "1.0", b->build_id, b->created_ms, &target);
+	if (output_log_open(&log, folder, (uint64_t)en->config.build_log_bytes, pushed ? push_open(en, folder, &target) : NULL, NULL) ==
+	    0) {
+		output_log_write(&log, 1, realtime_ns(), "STEP 1/1: FROM stasis/debian\n", 29);
+		output_log_note(&log, "the image is ready");
+		output_log_close(&log);
+	}
+	logs_build_ended(en, i->uuid, "1.0");
+	json_decref(config);
+}
+
+void neighbours_close_logs(void) {
+	for (size_t i = 0; i < application_count; i++) {
+		output_log_close(&applications[i]->log);
+		free(applications[i]);
+	}
+	application_count = 0;
+}
 
 void neighbours_stop(void) {
 	token_keys_close(keys);
@@ -144,6 +238,8 @@ int microvm_run(struct engine *en, const struct microvm_run *r, struct store_mic
 	if (done >= 0) {
 		struct store_microvm running = m;
 		SET(running.state, "RUNNING");
+		open_application(en, &m);
+		say(m.id, 1, r->run_hook_payload == NULL ? "running\n" : r->run_hook_payload);
 		done = store_update_microvm(en->store, &running, e);
 	}
 	if (done < 0) {
@@ -168,16 +264,27 @@ static int change(struct engine *en, const char *id, const char *state, const ch
 		SET(m.state, state);
 		SET(m.state_reason, reason);
 		m.terminated_ms = ends ? (int64_t)realtime_ms() : 0;
+		struct application *a = application_of(id);
+		if (a != NULL && ends) {
+			char folder[300];
+			output_log_close(&a->log);
+			snprintf(folder, sizeof(folder), "%.240s/microvms/%.40s", en->config.state_folder, id + strlen("microvm-"));
+			logs_microvm_ended(en, id, folder);
+		}
 		r = store_update_microvm(en->store, &m, e);
+		if (ends)
+			logs_wake_microvm(en, id);
 	}
 	store_microvm_clear(&m);
 	return r;
 }
 
 int microvm_suspend(struct engine *en, const char *id, const char *reason, struct error *e) {
+	say(id, 2, "suspended\n");
 	return change(en, id, "SUSPENDED", reason, e);
 }
 int microvm_resume(struct engine *en, const char *id, struct error *e) {
+	say(id, 1, "resumed\n");
 	return change(en, id, "RUNNING", "", e);
 }
 int microvm_terminate(struct engine *en, const char *id, const char *reason, struct error *e) {

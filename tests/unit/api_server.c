@@ -1,7 +1,8 @@
 // The API and the artifact store as a program of their own, with stand-ins for builds and microVMs: what the tests with the AWS SDK talk to.
-// Usage: api_server <folder>. Prints one line of JSON with the addresses and a key, and ends on SIGTERM or when its standard input does.
+// Usage: api_server <folder> [<configuration, a JSON object>]. Prints one line of JSON with the addresses and a key, and ends on SIGTERM or when its standard input does.
 #include "api/api.h"
 #include "api_neighbours.h"
+#include "logs/logs.h"
 #include "stasisd/engine.h"
 #include "stasisd/workers.h"
 #include "store/artifacts.h"
@@ -20,6 +21,8 @@ static void stopped(void *arg) {
 	(void)arg;
 	uv_close((uv_handle_t *)&term, NULL);
 	uv_close((uv_handle_t *)&input, NULL);
+	neighbours_close_logs();
+	logs_end(&engine);
 	// The last worker may still be on its way out of loop_submit().
 	workers_wait_idle(5000);
 	loop_queue_stop(&engine);
@@ -51,19 +54,16 @@ static void on_input(uv_stream_t *s, ssize_t n, const uv_buf_t *buf) {
 		stop();
 }
 
-static int start(const char *folder, struct error *e) {
+static int start(const char *folder, const char *config, struct error *e) {
 	struct config *c = &engine.config;
+	int r = config_parse(config, strlen(config), "the configuration", c, e);
+	if (r < 0)
+		return r;
 	snprintf(c->state_folder, sizeof(c->state_folder), "%s", folder);
 	strcpy(c->api_listen, "127.0.0.1:0");
 	strcpy(c->s3_listen, "127.0.0.1:0");
-	strcpy(c->edge_domain, "microvm.localhost");
-	c->edge_public_port = 7443;
-	strcpy(c->region, "us-east-1");
-	strcpy(c->account, "000000000000");
-	strcpy(c->default_base, "debian");
-	c->artifact_limit = 64 << 20;
 	engine.loop = uv_default_loop();
-	int r = loop_queue_start(&engine, e);
+	r = loop_queue_start(&engine, e);
 	if (r >= 0)
 		r = store_open(folder, &engine.store, e);
 	struct store_key one = {"AKIDSTASISTEST000001", "secret/one+two=three", "000000000000"},
@@ -75,6 +75,8 @@ static int start(const char *folder, struct error *e) {
 	if (r >= 0)
 		r = neighbours_start(&engine, e);
 	if (r >= 0)
+		r = logs_start(&engine, e);
+	if (r >= 0)
 		r = api_start(&engine, e);
 	return r;
 }
@@ -82,7 +84,7 @@ static int start(const char *folder, struct error *e) {
 int main(int argc, char **argv) {
 	struct error e = {0};
 	signal(SIGPIPE, SIG_IGN);
-	if (argc != 2 || start(argv[1], &e) < 0) {
+	if (argc < 2 || argc > 3 || start(argv[1], argc == 3 ? argv[2] : "{\"artifactLimitBytes\":67108864}", &e) < 0) {
 		fprintf(stderr, "api_server: %s\n", e.message);
 		return 1;
 	}
@@ -94,6 +96,7 @@ int main(int argc, char **argv) {
 	printf("{\"api\":\"http://127.0.0.1:%d\",\"artifacts\":\"http://127.0.0.1:%d\"}\n", api_port(&engine), api_artifacts_port(&engine));
 	fflush(stdout);
 	uv_run(engine.loop, UV_RUN_DEFAULT);
+	logs_free(&engine);
 	artifacts_stop(engine.artifacts);
 	store_close(engine.store);
 	neighbours_stop();

@@ -6,6 +6,7 @@
 #include "stasisd/engine.h"
 #include "stasisd/workers.h"
 #include "store/artifacts.h"
+#include "store/db.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -140,9 +142,9 @@ static void objects_are_kept_and_replaced(void **state) {
 	assert_string_equal(e.name, "NoSuchBucket");
 	assert_int_equal(artifacts_delete_bucket(artifacts, "000000000000", "bucket", &e), -ENOENT);
 	assert_string_equal(e.name, "BucketNotEmpty");
-	assert_int_equal(artifacts_delete_object(artifacts, "bucket", "key", NULL), 0);
-	assert_int_equal(artifacts_delete_object(artifacts, "bucket", "key", NULL), 0);
-	assert_int_equal(artifacts_delete_object(artifacts, "bucket", "../../etc/passwd", NULL), 0);
+	assert_int_equal(artifacts_delete_object(artifacts, "bucket", "key", NULL, NULL), 0);
+	assert_int_equal(artifacts_delete_object(artifacts, "bucket", "key", NULL, NULL), 0);
+	assert_int_equal(artifacts_delete_object(artifacts, "bucket", "../../etc/passwd", NULL, NULL), 0);
 	assert_int_equal(files_in("bucket"), 0);
 	assert_int_equal(artifacts_delete_bucket(artifacts, "000000000000", "bucket", NULL), 0);
 	assert_int_equal(files_in("bucket"), -1);
@@ -156,7 +158,7 @@ static void an_open_object_stays(void **state) {
 	assert_int_equal(put("bucket", "key", "old", NULL), 0);
 	assert_int_equal(artifacts_open_object(artifacts, "bucket", "key", &fd, NULL, NULL), 0);
 	assert_int_equal(put("bucket", "key", "new", NULL), 0);
-	assert_int_equal(artifacts_delete_object(artifacts, "bucket", "key", NULL), 0);
+	assert_int_equal(artifacts_delete_object(artifacts, "bucket", "key", NULL, NULL), 0);
 	assert_int_equal(read(fd, got, 3), 3);
 	assert_string_equal(got, "old");
 	assert_int_equal(fcntl(fd, F_GETFL) & O_ACCMODE, O_RDONLY);
@@ -174,6 +176,84 @@ static void limits_are_kept(void **state) {
 	assert_int_equal(artifacts_write(w, piece, 1, &e), -EFBIG);
 	assert_string_equal(e.name, "EntityTooLarge");
 	artifacts_write_abort(w);
+	assert_int_equal(files_in("bucket"), 0);
+}
+
+// Fills the store with objects of `size` bytes until it refuses; returns how many it took.
+static int fill(size_t size, const char *refusal) {
+	char *body = calloc(1, size + 1);
+	struct error e = {0};
+	memset(body, 'x', size);
+	for (int n = 0;; n++) {
+		char key[16];
+		snprintf(key, sizeof(key), "full/%03d", n);
+		if (put("bucket", key, body, &e) == 0)
+			continue;
+		free(body);
+		assert_string_equal(e.name, refusal);
+		assert_int_equal(files_in("bucket"), n); // nothing of the last one
+		return n;
+	}
+}
+
+static void the_store_has_a_size(void **state) {
+	(void)state;
+	artifacts_limit_total(artifacts, 100000);
+	assert_int_equal(fill(30000, "QuotaExceeded"), 3);
+	close_all_of_it();
+	open_all();
+	artifacts_limit_total(artifacts, 100000);
+	struct error e = {0};
+	char large[30001];
+	memset(large, 'x', sizeof(large) - 1);
+	large[sizeof(large) - 1] = '\0';
+	assert_int_equal(put("bucket", "one more", large, &e), -EDQUOT); // counted anew at the start
+	large[10000] = '\0';
+	assert_int_equal(put("bucket", "one more", large, &e), 0);
+	assert_int_equal(artifacts_delete_object(artifacts, "bucket", "full/000", NULL, NULL), 0);
+	assert_int_equal(put("bucket", "full/001", "small", &e), 0); // replaces: 30000 - 5 are free again
+	memset(large, 'x', sizeof(large) - 1);
+	assert_int_equal(put("bucket", "fits", large, &e), 0);
+	assert_int_equal(put("bucket", "does not", large, &e), -EDQUOT);
+}
+
+static void a_full_disk_takes_no_more(void **state) {
+	(void)state;
+	close_all_of_it();
+	if (mount("tmpfs", folder, "tmpfs", 0, "size=80m") < 0) {
+		print_message("mounting a small disk needs root: not tested\n");
+		open_all();
+		skip();
+	}
+	open_all();
+	assert_int_equal(artifacts_create_bucket(artifacts, "000000000000", "bucket", NULL), 0);
+	int n = fill(1000000, "InsufficientStorage");
+	assert_in_range(n, 5, 16); // of the 80 MiB, 64 are kept free for the records
+	struct error e = {0};
+	assert_int_equal(artifacts_delete_object(artifacts, "bucket", "full/000", NULL, &e), 0);
+	assert_int_equal(artifacts_delete_object(artifacts, "bucket", "full/001", NULL, &e), 0);
+	assert_int_equal(put("bucket", "again", "content", &e), 0);
+	close_all_of_it();
+	assert_int_equal(umount(folder), 0);
+	open_all();
+}
+
+static void old_uploads_are_forgotten(void **state) {
+	(void)state;
+	char old[UUID_TEXT], fresh[UUID_TEXT];
+	struct object_writer *w;
+	assert_int_equal(artifacts_upload_start(artifacts, "bucket", "old", "{}", old, NULL), 0);
+	assert_int_equal(artifacts_write_start(artifacts, "bucket", &w, NULL), 0);
+	assert_int_equal(artifacts_write(w, "part", 4, NULL), 0);
+	assert_int_equal(artifacts_upload_part(w, "old", old, 1, NULL), 0);
+	{
+		DB_LOCKED(store);
+		assert_int_equal(
+			db_exec(store, NULL, "UPDATE uploads SET created_ms = created_ms - ?", "i", (int64_t)UPLOAD_KEPT_MS + 1000), 1);
+	}
+	assert_int_equal(artifacts_upload_start(artifacts, "bucket", "fresh", "{}", fresh, NULL), 0);
+	assert_int_equal(artifacts_upload_check(artifacts, "bucket", "old", old, NULL), -ENOENT);
+	assert_int_equal(artifacts_upload_check(artifacts, "bucket", "fresh", fresh, NULL), 0);
 	assert_int_equal(files_in("bucket"), 0);
 }
 
@@ -319,6 +399,7 @@ static void artifacts_of_builds(void **state) {
 	strcpy(c->api_listen, "127.0.0.1:0");
 	strcpy(c->s3_listen, "127.0.0.1:0");
 	strcpy(c->region, "us-east-1");
+	strcpy(c->artifacts_domain, "localhost");
 	c->artifact_limit = 1 << 20;
 	server.store = store;
 	server.artifacts = artifacts;
@@ -345,8 +426,15 @@ static void artifacts_of_builds(void **state) {
 	open_is(&server, NULL, "s3://none-such/none", -ENOENT, "S3_NO_SUCH_BUCKET");
 	open_is(&server, NULL, "file:///etc/passwd", -EINVAL, "S3_INVALID_OBJECT");
 
-	// The same one, as somebody else's.
-	struct engine client = {.config = *c, .artifacts = artifacts, .store = store};
+	// The same one, as somebody else's, for an engine with a store of its own.
+	char elsewhere[80];
+	struct store *own;
+	struct artifacts *own_artifacts;
+	snprintf(elsewhere, sizeof(elsewhere), "%s/elsewhere", folder);
+	assert_int_equal(make_folders(elsewhere, 0700, NULL), 0);
+	assert_int_equal(store_open(elsewhere, &own, NULL), 0);
+	assert_int_equal(artifacts_start(own, elsewhere, 1 << 20, &own_artifacts, NULL), 0);
+	struct engine client = {.config = *c, .artifacts = own_artifacts, .store = own};
 	snprintf(client.config.s3_endpoint, sizeof(client.config.s3_endpoint), "http://127.0.0.1:%d", port);
 	strcpy(client.config.s3_key_id, "AKIDFETCH");
 	strcpy(client.config.s3_key_secret, "secret");
@@ -358,13 +446,22 @@ static void artifacts_of_builds(void **state) {
 	open_is(&client, NULL, "s3://bucket/dir/ü +&.zip", -EACCES, "S3_ACCESS_DENIED");
 	strcpy(client.config.s3_key_secret, "secret");
 	struct artifacts *small;
-	assert_int_equal(artifacts_start(store, folder, 6, &small, NULL), 0);
+	assert_int_equal(artifacts_start(own, elsewhere, 6, &small, NULL), 0);
 	client.artifacts = small;
 	open_is(&client, NULL, "s3://bucket/dir/ü +&.zip", -EFBIG, "S3_INVALID_OBJECT");
 	artifacts_stop(small);
-	client.artifacts = artifacts;
+	client.artifacts = own_artifacts;
+	// The bucket in front of the host's name; below localhost every name leads here.
+	snprintf(client.config.s3_endpoint, sizeof(client.config.s3_endpoint), "http://localhost:%d/", port);
+	strcpy(client.config.s3_addressing, "virtual");
+	open_is(&client, NULL, "s3://bucket/dir/ü +&.zip", 0, NULL);
 	strcpy(client.config.s3_endpoint, "http://127.0.0.1:1/");
 	open_is(&client, NULL, "s3://bucket/dir/ü +&.zip", -EIO, "INTERNAL_PLATFORM_ERROR");
+	// A bucket of the account's own is read where it lies.
+	assert_int_equal(artifacts_create_bucket(own_artifacts, "000000000000", "bucket", NULL), 0);
+	open_is(&client, "000000000000", "s3://bucket/none", -ENOENT, "S3_NO_SUCH_KEY");
+	artifacts_stop(own_artifacts);
+	store_close(own);
 	assert_int_equal(files_in("bucket"), 1);
 
 	uv_async_send(&stop_async);
@@ -382,6 +479,9 @@ int main(void) {
 		TEST(objects_are_kept_and_replaced),
 		TEST(an_open_object_stays),
 		TEST(limits_are_kept),
+		TEST(the_store_has_a_size),
+		TEST(a_full_disk_takes_no_more),
+		TEST(old_uploads_are_forgotten),
 		TEST(leftovers_are_swept),
 		TEST(killed_while_writing),
 		TEST(listing),

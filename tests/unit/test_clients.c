@@ -5,6 +5,7 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "images/settings.h"
+#include "logs/log_lines.h"
 #include "microvms/agent_client.h"
 #include "microvms/events.h"
 #include "microvms/output_log.h"
@@ -310,7 +311,7 @@ static char *follow(const char *data, size_t size, size_t step) {
 	assert_int_equal(watcher_start(&w, &e), 0);
 	char log_path[64];
 	snprintf(log_path, sizeof(log_path), "%s/log", path);
-	assert_int_equal(output_log_open(&log, log_path, 1 << 20, false, &e), 0);
+	assert_int_equal(output_log_open(&log, log_path, 1 << 20, NULL, &e), 0);
 	assert_int_equal(events_start(w, file, &log, &h, &events, &e), 0);
 	pthread_join(thread, NULL);
 	for (int i = 0; i < 2000 && !events_ended(events); i++)
@@ -319,7 +320,9 @@ static char *follow(const char *data, size_t size, size_t step) {
 	events_stop(events);
 	watcher_stop(w);
 	output_log_close(&log);
-	assert_int_equal(read_file(log_path, 1 << 21, &text, NULL, &e), 0);
+	char segment[100];
+	snprintf(segment, sizeof(segment), "%s/%016x", log_path, 0);
+	assert_int_equal(read_file(segment, 1 << 21, &text, NULL, &e), 0);
 	close(g.listener);
 	remove_tree(path, NULL);
 	return text;
@@ -365,45 +368,74 @@ static void test_events(void **state) {
 
 // Logs. -----------------------------------------------------------------------------------------------------------------------------
 
-static int64_t size_of(const char *path) {
-	struct stat st;
-	return stat(path, &st) < 0 ? -1 : (int64_t)st.st_size;
-}
-
 static void test_output_log(void **state) {
-	char folder[] = "/tmp/test_output.XXXXXX", path[64], older[64], block[1000];
+	char folder[] = "/tmp/test_output.XXXXXX", block[1000], piece[4096];
 	struct output_log l;
+	struct log_span span;
 	struct error e;
 	assert_non_null(mkdtemp(folder));
-	snprintf(path, sizeof(path), "%s/a.log", folder);
-	snprintf(older, sizeof(older), "%s/a.log.1", folder);
 	memset(block, 'x', sizeof(block));
-	// Rotating: never more than two files of about the limit.
-	assert_int_equal(output_log_open(&l, path, 10000, true, &e), 0);
-	for (int i = 0; i < 100; i++) {
-		block[999] = '\n';
+	block[999] = '\n';
+	assert_int_equal(output_log_open(&l, folder, 10000, NULL, &e), 0);
+	for (int i = 0; i < 100; i++)
 		output_log_write(&l, 1, 0, block, sizeof(block));
-	}
-	assert_in_range(size_of(path), 1, 12600);
-	assert_in_range(size_of(older), 9000, 12600);
-	// A line that never ends does not get around it.
+	assert_int_equal(log_files_span(folder, &span), 0);
+	assert_true(span.end > 100000 && span.first > 0);
+	assert_in_range(span.end - span.first, 5000, 14000);
+	// Positions stay valid: one whose bytes are gone leads to the oldest that are there, and that is the start of a line.
+	uint64_t at = 0;
+	assert_true(log_files_read(folder, &at, piece, sizeof(piece)) > 0);
+	assert_int_equal(at, span.first);
+	assert_memory_equal(piece, "1970-01-01T00:00:00.000Z stdout xxx", 35);
+	at = span.end + 12345;
+	assert_int_equal(log_files_read(folder, &at, piece, sizeof(piece)), 0);
+	assert_int_equal(at, span.end);
+	// A line that never ends does not get around the limit.
 	memset(block, 'y', sizeof(block));
 	for (int i = 0; i < 100; i++)
 		output_log_write(&l, 1, 0, block, sizeof(block));
-	assert_in_range(size_of(path), 1, 14000);
-	output_log_close(&l);
-	// Ending: a notice, and no more.
-	unlink(path);
-	assert_int_equal(output_log_open(&l, path, 5000, false, &e), 0);
-	memset(block, 'z', sizeof(block));
-	block[999] = '\n';
-	for (int i = 0; i < 100; i++)
-		output_log_write(&l, 2, 0, block, sizeof(block));
+	assert_int_equal(log_files_span(folder, &span), 0);
+	assert_in_range(span.end - span.first, 5000, 16000);
 	output_log_note(&l, "the last word is %s", "kept for reasons");
-	output_log_close(&l);
-	assert_in_range(size_of(path), 5000, 6500);
 	assert_non_null(strstr(l.last, "the last word is kept for reasons"));
+	output_log_close(&l);
+	// It goes on where it was, behind a line that a crash had cut short.
+	uint64_t end = span.end;
+	assert_int_equal(output_log_open(&l, folder, 10000, NULL, &e), 0);
+	output_log_write(&l, 2, UINT64_MAX, "again\n", 6); // a time in the future counts as now
+	output_log_close(&l);
+	assert_int_equal(log_files_span(folder, &span), 0);
+	assert_true(span.end > end);
 	remove_tree(folder, NULL);
+}
+
+static void test_log_filter(void **state) {
+	static const char log[] = "2026-01-01T00:00:00.000Z stdout one\n2026-01-01T00:00:01.000Z stdout two\nmore of two\n"
+				  "2026-01-01T00:00:02.000Z stderr three\n";
+	const int64_t start = 1767225600000;
+	// In pieces of every size the same lines pass.
+	for (size_t piece = 26; piece < sizeof(log); piece++) {
+		struct log_filter f;
+		char got[sizeof(log)] = "", buffer[sizeof(log)];
+		size_t n = 0;
+		log_filter_start(&f, start + 1000, start + 2000);
+		for (size_t at = 0, used; at < sizeof(log) - 1; at += used) {
+			size_t size = sizeof(log) - 1 - at < piece ? sizeof(log) - 1 - at : piece;
+			memcpy(buffer, log + at, size);
+			size_t kept = log_filter_take(&f, buffer, size, &used);
+			memcpy(got + n, buffer, kept);
+			n += kept;
+			assert_true(used > 0);
+		}
+		assert_string_equal(got, "2026-01-01T00:00:01.000Z stdout two\nmore of two\n");
+	}
+	int64_t ms;
+	char stamp[LOG_STAMP + 1];
+	assert_true(log_stamp_parse(log, sizeof(log), &ms));
+	assert_int_equal(ms, start);
+	log_stamp(start + 12, stamp);
+	assert_string_equal(stamp, "2026-01-01T00:00:00.012Z");
+	assert_false(log_stamp_parse("2026-01-01 00:00:00.000Z x", 26, &ms));
 }
 
 // Deadlines. ---------------------------------------------------------------------------------------------------------------------------
@@ -486,17 +518,10 @@ static void test_settings(void **state) {
 
 int main(void) {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_vmm_answers),
-		cmocka_unit_test(test_vmm_goes_away),
-		cmocka_unit_test(test_agent_replies),
-		cmocka_unit_test(test_agent_hostile),
-		cmocka_unit_test(test_agent_not_greeted),
-		cmocka_unit_test(test_lines),
-		cmocka_unit_test(test_reasons),
-		cmocka_unit_test(test_watcher),
-		cmocka_unit_test(test_events),
-		cmocka_unit_test(test_output_log),
-		cmocka_unit_test(test_timers),
+		cmocka_unit_test(test_vmm_answers),   cmocka_unit_test(test_vmm_goes_away),     cmocka_unit_test(test_agent_replies),
+		cmocka_unit_test(test_agent_hostile), cmocka_unit_test(test_agent_not_greeted), cmocka_unit_test(test_lines),
+		cmocka_unit_test(test_reasons),       cmocka_unit_test(test_watcher),           cmocka_unit_test(test_events),
+		cmocka_unit_test(test_output_log),    cmocka_unit_test(test_log_filter),        cmocka_unit_test(test_timers),
 		cmocka_unit_test(test_settings),
 	};
 	log_set_level(LOG_LEVEL_ERROR);

@@ -69,7 +69,9 @@ static void test_refusals(void **state) {
 		{"{\"baseAliases\":[]}", "\"baseAliases\" must be an object"},
 		{"{\"account\":\"12345678901\"}", "twelve digits"},
 		{"{\"accessKeyId\":\"a\"}", "belong together"},
-		{"{\"logLevel\":\"loud\"}", "debug, info, warn or error"},
+		{"{\"s3Addressing\":\"pat\"}", "path|virtual"},
+		{"{\"s3Endpoint\":\"s3.example.org\"}", "must be a URL"},
+		{"{\"logLevel\":\"loud\"}", "debug|info|warn|error"},
 		{"{\"region\":\"a\",\"region\":\"b\"}", "test.json"},
 	};
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {

@@ -297,7 +297,7 @@ static void test_whole_life(void **state) {
 
 	char path[512];
 	cleanup_free char *log = NULL;
-	path_of(r.id, "app.log", path);
+	snprintf(path, sizeof(path), "%.100s/logs/%.36s/%016x", en.config.state_folder, r.id + strlen("microvm-"), 0);
 	assert_int_equal(read_file(path, 4096, &log, NULL, NULL), 0);
 	assert_non_null(strstr(log, "stdout hello\n2023-11-14T22:13:20.000Z stdout world\n"));
 
