@@ -674,7 +674,7 @@ static void refuses_ambiguous_requests(void **state) {
 	};
 	unsigned seen = requests;
 	for (size_t i = 0; i < LEN(more); i++) {
-		char text[4096];
+		char text[4096 + 128];
 		snprintf(text, sizeof(text), "%s5\r\nhello\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
 			 request("POST /echo", more[i]));
 		char *got = ask(text, strlen(text));
@@ -690,7 +690,7 @@ static void refuses_ambiguous_requests(void **state) {
 						 "5\r\nhelloX\r\n0\r\n\r\n",
 						 "0\r\nA : b\r\n\r\n"};
 	for (size_t i = 0; i < LEN(bad_chunks); i++) {
-		char text[4096];
+		char text[4096 + 128];
 		snprintf(text, sizeof(text), "%s%sGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
 			 request("POST /echo", "Transfer-Encoding: chunked\r\n"), bad_chunks[i]);
 		char *got = ask(text, strlen(text));
