@@ -53,6 +53,9 @@ int settings_path(const struct settings *s, const char *name, char to[CLI_PATH_M
 // e->name is its exception name and e->message its message; -ECONNREFUSED when the engine does not answer.
 int client_call(const struct settings *s, const char *method, const char *path, const json_t *body, json_t **ret, struct error *e);
 
+// All items of a list, page by page, as one array. `path` has no query.
+int client_list(const struct settings *s, const char *path, json_t **ret, struct error *e);
+
 // GET of raw bytes (operator namespace). The caller frees *ret. Header values are copied when asked for (name, room for 64 bytes).
 struct client_header {
 	const char *name;
@@ -95,8 +98,19 @@ int archive_folder(const char *folder, size_t limit, char **ret, size_t *ret_siz
 // names.c ----------------------------------------------------------------------------------------------------------------------
 // Turns what a user types (name, ARN) into an image ARN.
 void image_arn(const struct cli *c, const char *given, char to[320]);
+// The same for NAME[:VERSION] and ARN[:VERSION]; version "" when there is none.
+void image_split(const struct cli *c, const char *given, char arn[320], char version[32]);
+// The path of the API's call on an image, with `rest` behind it.
+#define IMAGE_PATH_ROOM 3200
+int image_path(const struct cli *c, const char *given, const char *rest, char to[IMAGE_PATH_ROOM]);
 // Accepts a full id, its UUID, or an unambiguous beginning of it; asks the engine for the last. Fills `to`.
 int microvm_id(const struct cli *c, const char *given, char to[64], struct error *e);
+
+// image_version.c: the commands `image versions|activate|deactivate|rm|tag` -------------------------------------------------------
+int image_versions(struct cli *c, int argc, char **argv);
+int image_activate(struct cli *c, int argc, char **argv); // argv[0] says which way
+int image_rm(struct cli *c, int argc, char **argv);
+int image_tag(struct cli *c, int argc, char **argv);
 
 // token.c ----------------------------------------------------------------------------------------------------------------------
 int make_token(const struct cli *c, const char *id, const char *ports, int minutes, json_t **ret_token, struct error *e);

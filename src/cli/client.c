@@ -180,6 +180,26 @@ int client_call(const struct settings *s, const char *method, const char *path, 
 	return 0;
 }
 
+int client_list(const struct settings *s, const char *path, json_t **ret, struct error *e) {
+	char page_path[4096], next[2048] = "";
+	json_t *all = json_array();
+	do {
+		json_t *page = NULL;
+		snprintf(page_path, sizeof(page_path), "%.1900s?maxResults=50%s%.2047s", path, next[0] == '\0' ? "" : "&nextToken=", next);
+		int r = client_call(s, "GET", page_path, NULL, &page, e);
+		if (r < 0) {
+			json_decref(all);
+			return r;
+		}
+		json_array_extend(all, json_object_get(page, "items"));
+		if (!client_escape(json_text(page, "nextToken"), next, sizeof(next)))
+			next[0] = '\0';
+		json_decref(page);
+	} while (next[0] != '\0');
+	*ret = all;
+	return 0;
+}
+
 int client_get(const struct settings *s, const char *path, char **ret, size_t *ret_size, struct client_header *headers, size_t nheaders,
 	       struct error *e) {
 	bool open = strcmp(path, "/_stasis/health") == 0 || strcmp(path, "/_stasis/ca.pem") == 0;

@@ -18,7 +18,7 @@ static const struct command {
 	{"doctor", "say how this host can run Stasis, and why", cmd_doctor, NULL},
 	{"credentials", "print the environment that AWS's tools need", cmd_credentials, NULL},
 	{"machine", "run a command inside the machine", cmd_machine, NULL},
-	{"image", "create, list, show and delete images, follow their builds", cmd_image, "Images and microVMs"},
+	{"image", "build, list, tag and delete images and their versions, follow builds", cmd_image, "Images and microVMs"},
 	{"run", "launch a microVM from an image", cmd_run, NULL},
 	{"ls", "list microVMs", cmd_ls, NULL},
 	{"show", "show one microVM", cmd_show, NULL},

@@ -13,6 +13,25 @@ void image_arn(const struct cli *c, const char *given, char to[320]) {
 		snprintf(to, 320, "arn:aws:lambda:%s:%s:microvm-image:%.128s", c->settings.region, c->settings.account, given);
 }
 
+void image_split(const struct cli *c, const char *given, char arn[320], char version[32]) {
+	// Behind the resource's type in an ARN, behind the beginning in a name: neither has a colon of its own.
+	const char *type = strncmp(given, "arn:", 4) == 0 ? strstr(given, ":microvm-image:") : NULL;
+	const char *name = type == NULL ? given : type + strlen(":microvm-image:"), *colon = strchr(name, ':');
+	bool whole_arn = type == NULL && strncmp(given, "arn:", 4) == 0; // of something else: the engine says so
+	char rest[320];
+	snprintf(rest, sizeof(rest), "%.*s", colon == NULL || whole_arn ? 300 : (int)(colon - given), given);
+	image_arn(c, rest, arn);
+	snprintf(version, 32, "%.31s", colon == NULL || whole_arn ? "" : colon + 1);
+}
+
+int image_path(const struct cli *c, const char *given, const char *rest, char to[IMAGE_PATH_ROOM]) {
+	char arn[320], escaped[1000];
+	image_arn(c, given, arn);
+	if (!client_escape(arn, escaped, sizeof(escaped)))
+		return -1;
+	return snprintf(to, IMAGE_PATH_ROOM, "/2025-09-09/microvm-images/%s%s", escaped, rest);
+}
+
 struct search {
 	const char *prefix;
 	char found[64];
