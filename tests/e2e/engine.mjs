@@ -83,11 +83,32 @@ export async function build(name, files, more = {}) {
       ...more,
     }),
   )
-  const arn = created.imageArn
+  return ended(created)
+}
+
+// The same for the next version of an image that there is.
+export async function update(arn, files, more = {}) {
+  const { client, region, account } = await engine()
+  const updated = await client.send(
+    new api.UpdateMicrovmImageCommand({
+      imageIdentifier: arn,
+      baseImageArn: `arn:aws:lambda:${region}:aws:microvm-image:debian`,
+      buildRoleArn: `arn:aws:iam::${account}:role/build`,
+      codeArtifact: { uri: await artifact(arn.split(':').pop(), files) },
+      resources: [{ minimumMemoryInMiB: 512 }],
+      ...more,
+    }),
+  )
+  return { updated, done: ended(updated) }
+}
+
+async function ended(created) {
+  const { client } = await engine()
+  const { imageArn: arn, imageVersion } = created
   for (;;) {
     const image = await client.send(new api.GetMicrovmImageCommand({ imageIdentifier: arn }))
-    if (image.state !== 'CREATING') {
-      const builds = await client.send(new api.ListMicrovmImageBuildsCommand({ imageIdentifier: arn, imageVersion: '1.0' }))
+    if (!image.state.endsWith('ING')) {
+      const builds = await client.send(new api.ListMicrovmImageBuildsCommand({ imageIdentifier: arn, imageVersion }))
       return { arn, created, image, build: builds.items[0], reason: builds.items[0]?.stateReason }
     }
     await sleep(200)
