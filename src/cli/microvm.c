@@ -63,7 +63,7 @@ static void print_microvm(const struct cli *c, const json_t *o) {
 }
 
 static const char run_help[] =
-	"usage: stasis run <image> [options]\n"
+	"usage: stasis run <image>[:<version>] [options]\n"
 	"\n"
 	"Launches a microVM: a private copy of the image's snapshot, with an endpoint of its own. Prints its id.\n"
 	"\n"
@@ -123,10 +123,12 @@ static int set_run_option(struct cli *c, struct run_options *o, int which, const
 }
 
 static int run(struct cli *c, const struct run_options *o, const char *image) {
-	char arn[320];
+	char arn[320], version[32];
 	struct error e;
-	image_arn(c, image, arn);
+	image_split(c, image, arn, version);
 	json_object_set_new(o->body, "imageIdentifier", json_string(arn));
+	if (version[0] != '\0')
+		json_object_set_new(o->body, "imageVersion", json_string(version));
 	if (o->idle > 0)
 		json_object_set_new(o->body, "idlePolicy",
 				    json_pack("{s:I, s:I, s:b}", "maxIdleDurationSeconds", (json_int_t)o->idle, "suspendedDurationSeconds",

@@ -87,7 +87,8 @@ test('images are tagged', async () => {
 })
 
 test('an image is deleted, when nothing runs from it', async () => {
-  const id = (await json('run', 'app')).microvmId
+  await refused(4, /No active version found/, 'run', 'app:2.0')
+  const id = (await json('run', 'app:1.0')).microvmId
   await refused(1, /Cannot delete microvm image with running microvms/, 'image', 'rm', 'app')
   await fine('terminate', id)
   await fine('image', 'rm', 'app')
