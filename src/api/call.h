@@ -117,8 +117,9 @@ enum connector_kind { CONNECTOR_INGRESS, CONNECTOR_EGRESS };
 bool check_connectors(struct call *c, const json_t *list, enum connector_kind kind);
 json_t *default_connector(struct call *c, const char *name); // a list of the one
 
-// Idempotency, idempotency.c. Begin once the body is checked: true when the call is to be carried out; false when it was before, and is answered as
-// it was then (with `status`), or refused. `token` goes with the record that the call makes. While held, no other call with the same token runs.
+// Idempotency, idempotency.c. Begin once the body is checked, with the member that holds the token: true when the call is to be carried out; false
+// when it was before, and is answered as it was then (with `status`), or refused. `token` goes with the record that the call makes. While held, no
+// other call with the same token runs.
 struct token_lock;
 struct idempotency {
 	struct token_lock *lock;
@@ -126,6 +127,6 @@ struct idempotency {
 	struct store_token record;
 	struct store_token *token; // NULL: the call has none
 };
-bool idempotency_begin(struct call *c, int status, struct idempotency *ret);
+bool idempotency_begin(struct call *c, const char *member, int status, struct idempotency *ret);
 void idempotency_end(struct idempotency *i);
 #define cleanup_idempotency __attribute__((cleanup(idempotency_end))) struct idempotency

@@ -204,7 +204,7 @@ static json_t *make_config(struct call *c) {
 
 void create_image(struct call *c) {
 	cleanup_idempotency once = {.lock = NULL};
-	if (!call_check_body(c, &shape_create_image) || !idempotency_begin(c, 201, &once))
+	if (!call_check_body(c, &shape_create_image) || !idempotency_begin(c, "clientToken", 201, &once))
 		return;
 	const json_t *tags = json_object_get(c->body, "tags");
 	if (!check_tag_keys(c, tags))
@@ -262,8 +262,8 @@ void update_image(struct call *c) {
 	cleanup_idempotency once = {.lock = NULL};
 	struct store_image image;
 	// A token that was used is answered even when the image is gone; only whose it is must be clear.
-	if (!call_check_body(c, &shape_update_image) || !is_own_image_arn(c, c->labels[0]) || !idempotency_begin(c, 200, &once) ||
-	    !find_image(c, c->labels[0], &image))
+	if (!call_check_body(c, &shape_update_image) || !is_own_image_arn(c, c->labels[0]) ||
+	    !idempotency_begin(c, "clientToken", 200, &once) || !find_image(c, c->labels[0], &image))
 		return;
 	update(c, &image, once.token);
 	store_image_clear(&image);

@@ -165,7 +165,8 @@ void run_microvm(struct call *c) {
 	cleanup_idempotency once = {.lock = NULL};
 	struct store_image image;
 	struct store_version version;
-	if (!call_check_body(c, &shape_run) || !is_permitted(c) || !idempotency_begin(c, 200, &once) || !find_usable(c, &image, &version))
+	if (!call_check_body(c, &shape_run) || !is_permitted(c) || !idempotency_begin(c, "clientToken", 200, &once) ||
+	    !find_usable(c, &image, &version))
 		return;
 	run_version(c, &image, &version, once.token);
 	store_image_clear(&image);
