@@ -109,7 +109,7 @@ int store_get_token(struct store *s, const char *account, const char *operation,
 // Image, version and build at once; -EEXIST when the account has an image of that name.
 int store_add_image(struct store *s, const struct store_image *image, const struct store_version *v, const struct store_build *b,
 		    const struct store_token *token, struct error *e);
-// A further version of an image at rest, which becomes UPDATING: the number of `v` must be the image's last_version + 1 (-ESTALE otherwise).
+// A further version of an image at rest, which becomes UPDATING: the number of `v` must be the image's last_version + 1 (-EAGAIN otherwise).
 int store_add_version(struct store *s, const struct store_version *v, const struct store_build *b, const struct store_token *token,
 		      char state[STATE_TEXT], struct error *e);
 int store_get_image_by_arn(struct store *s, const char *arn, struct store_image *ret, struct error *e);
