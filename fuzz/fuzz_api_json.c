@@ -9,10 +9,11 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-	static const struct shape *const shapes[] = {&shape_create_image, &shape_run, &shape_auth_token};
+	static const struct shape *const shapes[] = {&shape_create_image, &shape_run, &shape_auth_token, &shape_create_connector,
+						     &shape_update_connector};
 	if (size == 0)
 		return 0;
-	const struct shape *shape = shapes[data[0] % 3];
+	const struct shape *shape = shapes[(uint8_t)(data[0] - '0') % (sizeof(shapes) / sizeof(shapes[0]))];
 	json_t *body = NULL;
 	const char *why = NULL;
 	char *copy = malloc(size);

@@ -109,15 +109,6 @@ static bool check_hooks(struct call *c, const json_t *config) {
 	return true;
 }
 
-static bool check_egress(struct call *c, json_t *config) {
-	const json_t *list = json_object_get(config, "egressNetworkConnectors");
-	if (!check_connectors(c, list, CONNECTOR_EGRESS))
-		return false;
-	if (json_array_size(list) == 0)
-		json_object_set_new(config, "egressNetworkConnectors", default_connector(c, "INTERNET_EGRESS"));
-	return true;
-}
-
 // Answers -----------------------------------------------------------------------------------------------------------------------------
 
 void add_image_config(json_t *to, const json_t *config) {
@@ -196,7 +187,7 @@ static json_t *make_config(struct call *c) {
 			json_object_set(config, echoed[i], member);
 	}
 	if (check_base(c, config) && check_artifact(c, config) && check_memory(c, config) && check_hooks(c, config) &&
-	    check_egress(c, config))
+	    put_egress(c, json_object_get(config, "egressNetworkConnectors"), NULL, config))
 		return config;
 	json_decref(config);
 	return NULL;

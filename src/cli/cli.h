@@ -97,6 +97,11 @@ int archive_folder(const char *folder, size_t limit, char **ret, size_t *ret_siz
 void image_arn(const struct cli *c, const char *given, char to[320]);
 // Accepts a full id, its UUID, or an unambiguous beginning of it; asks the engine for the last. Fills `to`.
 int microvm_id(const struct cli *c, const char *given, char to[64], struct error *e);
+// Adds a connector to the body of a request. Egress: none, internet, or one of the account's own by name, id or ARN, which the engine is asked for.
+// Ingress: http, shell, all, none.
+int add_egress(const struct cli *c, json_t *body, const char *given, struct error *e);
+int add_ingress(const struct cli *c, json_t *body, const char *given, struct error *e);
+void connector_path(const char *given, char to[600]); // of the API
 
 // token.c ----------------------------------------------------------------------------------------------------------------------
 int make_token(const struct cli *c, const char *id, const char *ports, int minutes, json_t **ret_token, struct error *e);
@@ -109,6 +114,7 @@ int cmd_doctor(struct cli *c, int argc, char **argv);
 int cmd_credentials(struct cli *c, int argc, char **argv);
 int cmd_machine(struct cli *c, int argc, char **argv);
 int cmd_image(struct cli *c, int argc, char **argv);
+int cmd_connector(struct cli *c, int argc, char **argv);
 int cmd_run(struct cli *c, int argc, char **argv);
 int cmd_ls(struct cli *c, int argc, char **argv);
 int cmd_show(struct cli *c, int argc, char **argv);

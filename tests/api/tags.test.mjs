@@ -47,8 +47,8 @@ test('answers without a body, and ARNs raw or encoded', async () => {
 test('tags are refused in the older API’s words', async () => {
   const refused = (promise, message, name = 'InvalidParameterValueException', status = 400) => fails(promise, name, message, status)
   const set = (Tags, arn = Resource) => send('TagResource', { Resource: arn, Tags })
-  await refused(set({ 'a!': 'x' }), "Value 'a!' at 'Tags.key' failed to satisfy constraint: Member must satisfy regular expression pattern")
-  await refused(set({ a: '!' }), "at 'Tags.a.member'")
+  await refused(set({ 'a!': 'x' }), "Value 'a!' at 'tags.key' failed to satisfy constraint: Member must satisfy regular expression pattern")
+  await refused(set({ a: '!' }), "at 'tags.a.member'")
   await refused(set({ ['k'.repeat(129)]: '' }), 'length less than or equal to 128')
   await refused(set({ k: 'v'.repeat(257) }), 'length less than or equal to 256')
   await refused(set({ '': 'v' }), 'length greater than or equal to 1')
@@ -66,7 +66,7 @@ test('tags are refused in the older API’s words', async () => {
   }
   const r = await call(server, 'POST', '/2017-03-31/tags/' + Resource, { body: '{}' })
   assert.equal(r.errorType, 'InvalidParameterValueException')
-  assert.deepEqual(r.json, { Type: 'User', message: "1 validation error detected: Value null at 'Tags' failed to satisfy constraint: Member must not be null" })
+  assert.deepEqual(r.json, { Type: 'User', message: "1 validation error detected: Value null at 'tags' failed to satisfy constraint: Member must not be null" })
   const unread = await call(server, 'POST', '/2017-03-31/tags/' + Resource, { body: '{"Tags":' })
   assert.equal(unread.errorType, 'InvalidParameterValueException')
   assert.deepEqual(await tags(), { first: 'one' })
