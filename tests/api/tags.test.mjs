@@ -54,7 +54,7 @@ test('tags are refused in the older API’s words', async () => {
   await refused(set({ '': 'v' }), 'length greater than or equal to 1')
   await refused(set({ 'aws:k': 'v' }), "Tag keys that begin with 'aws:' are reserved: aws:k")
   await refused(send('UntagResource', { Resource, TagKeys: ['aws:k'] }), 'reserved')
-  await refused(send('UntagResource', { Resource, TagKeys: [] }), "at 'TagKeys' failed to satisfy constraint: Member must have length greater than or equal to 1")
+  await refused(send('UntagResource', { Resource, TagKeys: [] }), "at 'tagKeys' failed to satisfy constraint: Member must have length greater than or equal to 1")
   await refused(set({ a: 'b' }, 'nonsense'), 'Invalid resource ARN: nonsense')
   await refused(set({ a: 'b' }, 'arn:aws:lambda:us-east-1:000000000000:microvm:x'), 'Invalid resource ARN')
   await refused(set({ a: 'b' }, 'arn:aws:lambda:us-east-1:000000000000:function:x'), 'Invalid resource ARN')
