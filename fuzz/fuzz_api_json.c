@@ -9,9 +9,12 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-	static const struct shape *const shapes[] = {
-		&shape_create_image,     &shape_run,          &shape_auth_token,     &shape_update_image, &shape_update_version,
-		&shape_shell_auth_token, &shape_tag_resource, &shape_untag_resource, &shape_build_filters};
+	static const struct shape *const shapes[] = {&shape_create_image,     &shape_run,
+						     &shape_auth_token,       &shape_create_connector,
+						     &shape_update_connector, &shape_update_image,
+						     &shape_update_version,   &shape_shell_auth_token,
+						     &shape_tag_resource,     &shape_untag_resource,
+						     &shape_build_filters};
 	if (size == 0)
 		return 0;
 	const struct shape *shape = shapes[(uint8_t)(data[0] - '0') % (sizeof(shapes) / sizeof(shapes[0]))];

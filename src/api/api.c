@@ -2,6 +2,7 @@
 #include "api/api.h"
 
 #include "api/api_internal.h"
+#include "api/call.h"
 #include "base/log.h"
 #include "stasisd/engine.h"
 #include "store/artifacts.h"
@@ -54,6 +55,7 @@ int api_start(struct engine *en, struct error *e) {
 		return r;
 	}
 	en->api = a;
+	connectors_start(en);
 	log_info("api.listening", LOG_S("api", en->config.api_listen), LOG_U("port", server_port(a->api)),
 		 LOG_S("artifacts", en->config.s3_listen), LOG_U("artifactsPort", server_port(a->s3)));
 	return 0;

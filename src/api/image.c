@@ -109,15 +109,6 @@ static bool check_hooks(struct call *c, const json_t *config) {
 	return true;
 }
 
-static bool check_egress(struct call *c, json_t *config) {
-	const json_t *list = json_object_get(config, "egressNetworkConnectors");
-	if (!check_connectors(c, list, CONNECTOR_EGRESS))
-		return false;
-	if (json_array_size(list) == 0)
-		json_object_set_new(config, "egressNetworkConnectors", default_connector(c, "INTERNET_EGRESS"));
-	return true;
-}
-
 // Answers -----------------------------------------------------------------------------------------------------------------------------
 
 void add_image_config(json_t *to, const json_t *config) {
@@ -196,7 +187,7 @@ static json_t *make_config(struct call *c) {
 			json_object_set(config, echoed[i], member);
 	}
 	if (check_base(c, config) && check_artifact(c, config) && check_memory(c, config) && check_hooks(c, config) &&
-	    check_egress(c, config))
+	    put_egress(c, json_object_get(config, "egressNetworkConnectors"), NULL, config))
 		return config;
 	json_decref(config);
 	return NULL;
@@ -204,7 +195,7 @@ static json_t *make_config(struct call *c) {
 
 void create_image(struct call *c) {
 	cleanup_idempotency once = {.lock = NULL};
-	if (!call_check_body(c, &shape_create_image) || !idempotency_begin(c, "clientToken", 201, &once))
+	if (!call_check_body(c, &shape_create_image) || !idempotency_begin(c, 201, &once))
 		return;
 	const json_t *tags = json_object_get(c->body, "tags");
 	if (!check_tag_keys(c, tags))
@@ -262,8 +253,8 @@ void update_image(struct call *c) {
 	cleanup_idempotency once = {.lock = NULL};
 	struct store_image image;
 	// A token that was used is answered even when the image is gone; only whose it is must be clear.
-	if (!call_check_body(c, &shape_update_image) || !is_own_image_arn(c, c->labels[0]) ||
-	    !idempotency_begin(c, "clientToken", 200, &once) || !find_image(c, c->labels[0], &image))
+	if (!call_check_body(c, &shape_update_image) || !is_own_image_arn(c, c->labels[0]) || !idempotency_begin(c, 200, &once) ||
+	    !find_image(c, c->labels[0], &image))
 		return;
 	update(c, &image, once.token);
 	store_image_clear(&image);

@@ -90,20 +90,14 @@ static bool has_run_hook(const struct store_version *v) {
 
 // What GetMicrovm echoes. NULL: the call has failed.
 static json_t *make_config(struct call *c, const struct store_version *v) {
-	const json_t *ingress = json_object_get(c->body, "ingressNetworkConnectors"),
-		     *egress = json_object_get(c->body, "egressNetworkConnectors");
-	if (!check_connectors(c, ingress, CONNECTOR_INGRESS) || !check_connectors(c, egress, CONNECTOR_EGRESS))
-		return NULL;
 	json_t *config = json_object();
 	cleanup_json json_t *of_image = json_stored(v->config);
-	if (json_array_size(ingress) > 0)
-		json_object_set_new(config, "ingressNetworkConnectors", json_deep_copy(ingress));
-	else
-		json_object_set_new(config, "ingressNetworkConnectors", default_connector(c, "HTTP_INGRESS"));
-	if (json_array_size(egress) > 0)
-		json_object_set_new(config, "egressNetworkConnectors", json_deep_copy(egress));
-	else
-		json_object_set_new(config, "egressNetworkConnectors", json_member_or_null(of_image, "egressNetworkConnectors"));
+	if (!put_ingress(c, json_object_get(c->body, "ingressNetworkConnectors"), config) ||
+	    !put_egress(c, json_object_get(c->body, "egressNetworkConnectors"), json_object_get(of_image, "egressNetworkConnectors"),
+			config)) {
+		json_decref(config);
+		return NULL;
+	}
 	for (size_t i = 0; i < 2; i++) {
 		const char *name = i == 0 ? "executionRoleArn" : "logging";
 		json_t *member = json_object_get(c->body, name);
@@ -165,8 +159,7 @@ void run_microvm(struct call *c) {
 	cleanup_idempotency once = {.lock = NULL};
 	struct store_image image;
 	struct store_version version;
-	if (!call_check_body(c, &shape_run) || !is_permitted(c) || !idempotency_begin(c, "clientToken", 200, &once) ||
-	    !find_usable(c, &image, &version))
+	if (!call_check_body(c, &shape_run) || !is_permitted(c) || !idempotency_begin(c, 200, &once) || !find_usable(c, &image, &version))
 		return;
 	run_version(c, &image, &version, once.token);
 	store_image_clear(&image);

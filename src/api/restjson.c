@@ -21,6 +21,7 @@
 #define SEGMENTS_MAX 12 // of a path
 #define PAGE_DEFAULT 50
 #define PAGE_MAX 50
+#define CORE_PAGE_MAX 100
 
 // Answers ---------------------------------------------------------------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ void call_answer_nothing(struct call *c) {
 	exchange_reply(c->x, 204, NULL, 0);
 }
 
-// The names of errors in the older part of the service's API, which the tag operations belong to (spec section 1.3).
+// The names of errors in the older part of the service's API, which the tag operations and lambda-core belong to (spec section 1.3).
 static const char *classic_name(const char *name) {
 	static const char *const pairs[][2] = {
 		{"ValidationException", "InvalidParameterValueException"}, {"SerializationException", "InvalidParameterValueException"},
@@ -65,7 +66,7 @@ static void send_error(struct call *c, int status, const char *name, const char 
 	cleanup_json json_t *body = json_object();
 	// A message may quote what a stranger sent, cut somewhere: then it is better missing than not JSON.
 	json_t *text = json_string(message);
-	json_object_set_new(body, "message", text == NULL ? json_null() : text);
+	json_object_set_new(body, c->core ? "Message" : "message", text == NULL ? json_null() : text);
 	if (c->classic) {
 		name = classic_name(name);
 		json_object_set_new(body, "Type", json_string(status < 500 ? "User" : "Service"));
@@ -77,6 +78,8 @@ static void send_error(struct call *c, int status, const char *name, const char 
 		json_object_set_new(body, "serviceCode", json_null());
 		json_object_set_new(body, "quotaCode", json_null());
 	}
+	if (c->core && status == 429)
+		json_object_set_new(body, "Reason", json_string("CallerRateLimitExceeded"));
 	exchange_header(c->x, "x-amzn-errortype", "%s", name);
 	log_info("api.refused", LOG_S("operation", c->operation), LOG_S("error", name), LOG_S("message", message),
 		 LOG_S("requestId", exchange_id(c->x)));
@@ -181,8 +184,8 @@ char *call_query(struct call *c, const char *name, bool *failed) {
 #define TAG 16
 
 static void token_context(const struct call *c, struct text *to) {
-	static const char *const parameters[] = {"nameFilter",   "imageIdentifier", "imageVersion",
-						 "architecture", "chipset",         "chipsetGeneration"};
+	static const char *const parameters[] = {"nameFilter", "imageIdentifier",   "imageVersion", "architecture",
+						 "chipset",    "chipsetGeneration", "State"};
 	text_format(to, "%s %s", c->key.account, c->operation);
 	for (size_t i = 0; i < c->label_count; i++)
 		text_format(to, "\n%s", c->labels[i]);
@@ -233,7 +236,15 @@ static bool open_token(const struct call *c, const char *token, char cursor[STOR
 	return fine;
 }
 
-static bool page_limit(struct call *c, const char *text, size_t *ret) {
+// The names that a list's query has for its parameters.
+struct page_names {
+	const char *limit, *limit_path, *token;
+	long most;
+};
+static const struct page_names microvms_page = {"maxResults", "maxResults", "nextToken", PAGE_MAX};
+static const struct page_names core_page = {"MaxItems", "maxItems", "Marker", CORE_PAGE_MAX};
+
+static bool page_limit(struct call *c, const struct page_names *names, const char *text, size_t *ret) {
 	if (text == NULL) {
 		*ret = PAGE_DEFAULT;
 		return true;
@@ -245,10 +256,10 @@ static bool page_limit(struct call *c, const char *text, size_t *ret) {
 		call_fail(c, 400, "SerializationException", "STRING_VALUE can not be converted to an Integer");
 		return false;
 	}
-	if (value < 1 || value > PAGE_MAX) {
+	if (value < 1 || value > names->most) {
 		struct violations v = {.count = 0};
-		violation_add(&v, text, "maxResults", "have value %s than or equal to %d", value < 1 ? "greater" : "less",
-			      value < 1 ? 1 : PAGE_MAX);
+		violation_add(&v, text, names->limit_path, "have value %s than or equal to %ld", value < 1 ? "greater" : "less",
+			      value < 1 ? 1 : names->most);
 		cleanup_free char *message = violations_message(&v);
 		free(v.text.data);
 		call_fail(c, 400, "ValidationException", "%s", message == NULL ? "" : message);
@@ -258,33 +269,51 @@ static bool page_limit(struct call *c, const char *text, size_t *ret) {
 	return true;
 }
 
-bool call_page(struct call *c, struct call_page *ret) {
+static bool read_page(struct call *c, const struct page_names *names, struct call_page *ret) {
 	bool failed = false;
 	*ret = (struct call_page){.limit = 0};
-	cleanup_free char *limit = call_query(c, "maxResults", &failed);
-	if (failed || !page_limit(c, limit, &ret->limit))
+	cleanup_free char *limit = call_query(c, names->limit, &failed);
+	if (failed || !page_limit(c, names, limit, &ret->limit))
 		return false;
-	cleanup_free char *token = call_query(c, "nextToken", &failed);
+	cleanup_free char *token = call_query(c, names->token, &failed);
 	if (failed)
 		return false;
 	if (token != NULL && token[0] != '\0' && !open_token(c, token, ret->after)) {
-		call_fail(c, 400, "ValidationException", "Invalid nextToken: it must come from the same list with the same parameters");
+		call_fail(c, 400, "ValidationException", "Invalid %s: it must come from the same list with the same parameters",
+			  names->token);
 		return false;
 	}
 	return true;
 }
 
-void call_answer_page(struct call *c, json_t *items, const char *next) {
+bool call_page(struct call *c, struct call_page *ret) {
+	return read_page(c, &microvms_page, ret);
+}
+
+bool call_core_page(struct call *c, struct call_page *ret) {
+	return read_page(c, &core_page, ret);
+}
+
+static void answer_page(struct call *c, const char *items_name, json_t *items, const char *token_name, const char *next) {
 	json_t *answer = json_object();
-	json_object_set_new(answer, "items", items);
+	json_object_set_new(answer, items_name, items);
 	cleanup_free char *token = next[0] == '\0' ? NULL : seal_token(c, next);
 	if (next[0] != '\0' && token == NULL) {
 		json_decref(answer);
 		call_fail(c, 500, "InternalServerException", "no page token could be made");
 		return;
 	}
-	json_object_set_new(answer, "nextToken", token == NULL ? json_null() : json_string(token));
+	if (token != NULL || !c->core)
+		json_object_set_new(answer, token_name, token == NULL ? json_null() : json_string(token));
 	call_answer(c, 200, answer);
+}
+
+void call_answer_page(struct call *c, json_t *items, const char *next) {
+	answer_page(c, "items", items, "nextToken", next);
+}
+
+void call_answer_core_page(struct call *c, const char *items_name, json_t *items, const char *next) {
+	answer_page(c, items_name, items, "NextMarker", next);
 }
 
 // Routing -----------------------------------------------------------------------------------------------------------------------------
@@ -300,6 +329,8 @@ struct route {
 #define MANAGED "/2025-09-09/managed-microvm-images"
 #define MICROVMS "/2025-09-09/microvms"
 #define TAGS "/2017-03-31/tags"
+#define CORE "/2026-04-04/"
+#define CONNECTORS CORE "network-connectors"
 
 static const struct route routes[] = {
 	{"POST", IMAGES, "CreateMicrovmImage", create_image, false},
@@ -326,6 +357,11 @@ static const struct route routes[] = {
 	{"POST", TAGS "/{}", "TagResource", tag_resource, false},
 	{"DELETE", TAGS "/{}", "UntagResource", untag_resource, false},
 	{"GET", TAGS "/{}", "ListTags", list_tags, false},
+	{"POST", CONNECTORS, "CreateNetworkConnector", create_connector, false},
+	{"GET", CONNECTORS, "ListNetworkConnectors", list_connectors, false},
+	{"GET", CONNECTORS "/{}", "GetNetworkConnector", get_connector, false},
+	{"PUT", CONNECTORS "/{}", "UpdateNetworkConnector", update_connector, false},
+	{"DELETE", CONNECTORS "/{}", "DeleteNetworkConnector", delete_connector, false},
 	{"GET", "/_stasis/health", "health", operator_health, true},
 	{"GET", "/_stasis/ca.pem", "ca.pem", operator_certificate, true},
 	{"GET", "/_stasis/status", "status", operator_status, false},
@@ -489,7 +525,8 @@ static void run_call(struct call *c, const struct http_head *h) {
 	const struct route *route = split_path(path, &segments) ? find_route(h->method, &segments) : NULL;
 	if (route != NULL)
 		c->operation = route->operation;
-	c->classic = route != NULL && strncmp(route->path, TAGS, strlen(TAGS)) == 0;
+	c->core = path.size >= strlen(CORE) && memcmp(path.data, CORE, strlen(CORE)) == 0;
+	c->classic = c->core || (route != NULL && strncmp(route->path, TAGS, strlen(TAGS)) == 0);
 	if ((route == NULL || !route->open) && !authenticate(c, h, body))
 		return;
 	if (route == NULL) {

@@ -172,8 +172,10 @@ static void check_size(const struct shape *s, size_t n, const json_t *value, con
 	free(text);
 }
 
+// Paths are in camel case, also where members begin with a capital.
 static void join(char to[static PATH_TEXT_MAX], const char *path, const char *name) {
-	snprintf(to, PATH_TEXT_MAX, "%s%s%.64s", path, path[0] == '\0' ? "" : ".", name);
+	char first = name[0] >= 'A' && name[0] <= 'Z' ? (char)(name[0] + ('a' - 'A')) : name[0];
+	snprintf(to, PATH_TEXT_MAX, "%s%s%c%.63s", path, path[0] == '\0' ? "" : ".", first, name + 1);
 }
 
 static void check_members(const struct shape *s, const json_t *value, const char *path, struct violations *v) {

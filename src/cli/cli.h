@@ -105,6 +105,11 @@ void image_split(const struct cli *c, const char *given, char arn[320], char ver
 int image_path(const struct cli *c, const char *given, const char *rest, char to[IMAGE_PATH_ROOM]);
 // Accepts a full id, its UUID, or an unambiguous beginning of it; asks the engine for the last. Fills `to`.
 int microvm_id(const struct cli *c, const char *given, char to[64], struct error *e);
+// Adds a connector to the body of a request. Egress: none, internet, or one of the account's own by name, id or ARN, which the engine is asked for.
+// Ingress: http, shell, all, none.
+int add_egress(const struct cli *c, json_t *body, const char *given, struct error *e);
+int add_ingress(const struct cli *c, json_t *body, const char *given, struct error *e);
+void connector_path(const char *given, char to[600]); // of the API
 
 // image_version.c: the commands `image versions|activate|deactivate|rm|tag` -------------------------------------------------------
 int image_versions(struct cli *c, int argc, char **argv);
@@ -123,6 +128,7 @@ int cmd_doctor(struct cli *c, int argc, char **argv);
 int cmd_credentials(struct cli *c, int argc, char **argv);
 int cmd_machine(struct cli *c, int argc, char **argv);
 int cmd_image(struct cli *c, int argc, char **argv);
+int cmd_connector(struct cli *c, int argc, char **argv);
 int cmd_run(struct cli *c, int argc, char **argv);
 int cmd_ls(struct cli *c, int argc, char **argv);
 int cmd_show(struct cli *c, int argc, char **argv);

@@ -37,7 +37,8 @@ static const char image_help[] =
 	"  --hook-port PORT      where it does\n"                                                                                    \
 	"  --hook-timeout NAME=S time-out of one hook in seconds; may be given again\n"                                              \
 	"  --capabilities all    all Linux capabilities inside the microVM, instead of Docker's default set\n"                       \
-	"  --no-egress           no network for the build and for the application while it is initialised\n"                         \
+	"  --egress WHERE        what the build and, by default, its microVMs may reach: none, internet (default), or a network "    \
+	"connector\n"                                                                                                                \
 	"  --description TEXT\n"                                                                                                     \
 	"  --no-wait             return once the build is queued\n"                                                                  \
 	"  --json\n"
@@ -170,9 +171,10 @@ struct create_options {
 	const char *help;
 };
 
-enum { O_MEMORY = 1, O_ENV, O_HOOKS, O_PORT, O_TIMEOUT, O_CAPS, O_NO_EGRESS, O_DESCRIPTION, O_NO_WAIT };
+enum { O_MEMORY = 1, O_ENV, O_HOOKS, O_PORT, O_TIMEOUT, O_CAPS, O_EGRESS, O_DESCRIPTION, O_NO_WAIT };
 
 static int set_option(struct cli *c, struct create_options *o, int which, char *value) {
+	struct error e;
 	long number;
 	char *equals = value == NULL ? NULL : strchr(value, '=');
 	switch (which) {
@@ -209,12 +211,8 @@ static int set_option(struct cli *c, struct create_options *o, int which, char *
 			return usage_error(o->help, "--capabilities takes 'all', not '%s'", value);
 		json_object_set_new(o->body, "additionalOsCapabilities", json_pack("[s]", "ALL"));
 		return -1;
-	case O_NO_EGRESS: {
-		char arn[200];
-		snprintf(arn, sizeof(arn), "arn:aws:lambda:%s:aws:network-connector:aws-network-connector:NO_EGRESS", c->settings.region);
-		json_object_set_new(o->body, "egressNetworkConnectors", json_pack("[s]", arn));
-		return -1;
-	}
+	case O_EGRESS:
+		return add_egress(c, o->body, value, &e) < 0 ? client_fail(c, &e) : -1;
 	case O_DESCRIPTION:
 		json_object_set_new(o->body, "description", json_string(value));
 		return -1;
@@ -278,7 +276,7 @@ static int image_create(struct cli *c, int argc, char **argv) { // and update
 						{"hook-port", required_argument, NULL, O_PORT},
 						{"hook-timeout", required_argument, NULL, O_TIMEOUT},
 						{"capabilities", required_argument, NULL, O_CAPS},
-						{"no-egress", no_argument, NULL, O_NO_EGRESS},
+						{"egress", required_argument, NULL, O_EGRESS},
 						{"description", required_argument, NULL, O_DESCRIPTION},
 						{"no-wait", no_argument, NULL, O_NO_WAIT},
 						{0}};

@@ -19,6 +19,7 @@ static const struct command {
 	{"credentials", "print the environment that AWS's tools need", cmd_credentials, NULL},
 	{"machine", "run a command inside the machine", cmd_machine, NULL},
 	{"image", "build, list, tag and delete images and their versions, follow builds", cmd_image, "Images and microVMs"},
+	{"connector", "create, list, show and delete network connectors: what microVMs may reach", cmd_connector, NULL},
 	{"run", "launch a microVM from an image", cmd_run, NULL},
 	{"ls", "list microVMs", cmd_ls, NULL},
 	{"show", "show one microVM", cmd_show, NULL},

@@ -42,6 +42,18 @@ static int wait_for(const struct cli *c, const char *id, const char *wished, jso
 	}
 }
 
+// The last part of each connector's ARN.
+static void print_connectors(const json_t *o, const char *title, const char *member) {
+	json_t *connector;
+	size_t i;
+	printf("%s", title);
+	json_array_foreach(json_object_get(o, member), i, connector) {
+		const char *arn = json_string_value(connector), *last = arn == NULL ? NULL : strrchr(arn, ':');
+		printf("%s%s", i == 0 ? "" : ", ", last == NULL ? "?" : last + 1);
+	}
+	putchar('\n');
+}
+
 static void print_microvm(const struct cli *c, const json_t *o) {
 	char started[32], ended[32];
 	format_time(json_number_value(json_object_get(o, "startedAt")), started);
@@ -54,6 +66,8 @@ static void print_microvm(const struct cli *c, const json_t *o) {
 	       started);
 	if (json_number_value(json_object_get(o, "terminatedAt")) > 0)
 		printf("ended      %s\n", ended);
+	print_connectors(o, "ingress    ", "ingressNetworkConnectors");
+	print_connectors(o, "egress     ", "egressNetworkConnectors");
 	const json_t *idle = json_object_get(o, "idlePolicy");
 	if (json_is_object(idle))
 		printf("idle       suspend after %lld s, keep for %lld s, %s\n",
@@ -73,11 +87,12 @@ static const char run_help[] =
 	"  --suspended-for SECONDS  with --idle: terminate it when it has slept so long (default 28800)\n"
 	"  --max-duration SECONDS   terminate it after so long in any case (default 28800)\n"
 	"  --payload TEXT           handed to the application's run hook\n"
-	"  --no-egress              no connections to the outside\n"
+	"  --egress WHERE           what it may reach: none, internet, or a network connector; may be given again (default: the image's)\n"
+	"  --ingress WHAT           what reaches it: http (default), shell, all or none; may be given again\n"
 	"  --no-wait                return as soon as it is recorded\n"
 	"  --json\n";
 
-enum { O_VERSION = 1, O_IDLE, O_NO_AUTO, O_SUSPENDED, O_MAXIMUM, O_PAYLOAD, O_NO_EGRESS, O_NO_WAIT };
+enum { O_VERSION = 1, O_IDLE, O_NO_AUTO, O_SUSPENDED, O_MAXIMUM, O_PAYLOAD, O_EGRESS, O_INGRESS, O_NO_WAIT };
 
 struct run_options {
 	json_t *body;
@@ -86,6 +101,7 @@ struct run_options {
 };
 
 static int set_run_option(struct cli *c, struct run_options *o, int which, const char *value) {
+	struct error e;
 	long number;
 	switch (which) {
 	case O_VERSION:
@@ -108,12 +124,10 @@ static int set_run_option(struct cli *c, struct run_options *o, int which, const
 	case O_PAYLOAD:
 		json_object_set_new(o->body, "runHookPayload", json_string(value));
 		return -1;
-	case O_NO_EGRESS: {
-		char arn[200];
-		snprintf(arn, sizeof(arn), "arn:aws:lambda:%s:aws:network-connector:aws-network-connector:NO_EGRESS", c->settings.region);
-		json_object_set_new(o->body, "egressNetworkConnectors", json_pack("[s]", arn));
-		return -1;
-	}
+	case O_EGRESS:
+		return add_egress(c, o->body, value, &e) < 0 ? client_fail(c, &e) : -1;
+	case O_INGRESS:
+		return add_ingress(c, o->body, value, &e) < 0 ? usage_error(run_help, "%s", e.message) : -1;
 	case O_NO_WAIT:
 		o->wait = false;
 		return -1;
@@ -159,7 +173,8 @@ int cmd_run(struct cli *c, int argc, char **argv) {
 						{"suspended-for", required_argument, NULL, O_SUSPENDED},
 						{"max-duration", required_argument, NULL, O_MAXIMUM},
 						{"payload", required_argument, NULL, O_PAYLOAD},
-						{"no-egress", no_argument, NULL, O_NO_EGRESS},
+						{"egress", required_argument, NULL, O_EGRESS},
+						{"ingress", required_argument, NULL, O_INGRESS},
 						{"no-wait", no_argument, NULL, O_NO_WAIT},
 						{0}};
 	struct run_options o = {.body = json_object(), .suspended = 28800, .auto_resume = true, .wait = true};

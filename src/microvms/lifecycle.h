@@ -58,6 +58,7 @@ struct microvm {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;      // busy, recorded, route->active
 	struct store_microvm record; // config is this object's
+	unsigned ingress;            // enum ingress (images/connectors.h); never changes
 	enum microvm_state state;
 	bool busy;
 	bool resuming; // a resume is under way or submitted
@@ -75,7 +76,7 @@ struct microvm {
 	struct timer timer;
 
 	// Owned by the operation in progress; between operations `slot.client` is watched.
-	struct image_settings settings;
+	struct image_settings settings; // with the egress of the Run request
 	char folder[FOLDER_PATH], image_folder[FOLDER_PATH];
 	struct slot slot;
 	int64_t watch; // of slot.client; 0: none

@@ -29,7 +29,7 @@ static void remove_snapshot(const struct microvm *m) {
 }
 
 static int start_vmm(struct microvm *m, struct stages *stages, struct error *e) {
-	int r = slot_take(m->en, run_egress(m->record.config, m->settings.egress), m->settings.vcpus, m->settings.memory_mib, &m->slot, e);
+	int r = slot_take(m->en, &m->settings.egress, m->settings.vcpus, m->settings.memory_mib, &m->slot, e);
 	stages_mark(stages, "launch.take");
 	if (r < 0)
 		return r;

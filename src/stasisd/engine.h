@@ -36,7 +36,8 @@ struct config {
 	int builder_vcpus;            // "builderVcpus": 2
 	int concurrent_builds;        // "concurrentBuilds": 1
 	int64_t build_limit_s;        // "buildLimitSeconds": 3600; a build that takes longer fails
-	char log_level[8];            // "logLevel": info; debug, info, warn, error
+	char networks[16384]; // "networks": JSON object, subnet id → what it leads to; what it means is stasis-launch's (launch/networks.h)
+	char log_level[8];    // "logLevel": info; debug, info, warn, error
 };
 
 // Reads and checks the file: unknown members, wrong types and values out of range are refused by name.

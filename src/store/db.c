@@ -30,6 +30,9 @@ int db_error(struct store *s, int code, struct error *e) {
 	case SQLITE_LOCKED:
 		return error_set(e, -EBUSY, "the store %s is in use by another program", s->path);
 	case SQLITE_CONSTRAINT:
+		// A trigger of the schema says why, in words for the API's client.
+		if (sqlite3_extended_errcode(s->db) == SQLITE_CONSTRAINT_TRIGGER)
+			return error_named(e, -ESTALE, "ValidationException", "%s", text);
 		return error_set(e, sqlite3_extended_errcode(s->db) == SQLITE_CONSTRAINT_FOREIGNKEY ? -ENOENT : -EEXIST, "%s", text);
 	case SQLITE_CANTOPEN:
 		return error_set(e, -EACCES, "the store %s cannot be opened (%s)", s->path, text);

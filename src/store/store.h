@@ -170,6 +170,42 @@ struct store_microvm_filter {
 int store_list_microvms(struct store *s, const struct store_microvm_filter *f, const char *after, size_t limit,
 			int (*each)(const struct store_microvm *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
 
+// Network connectors (spec section 7.3). A deleted one has the state DELETED and is found by its id alone; the newest
+// STORE_DELETED_CONNECTORS_MAX of an account are kept.
+#define STORE_DELETED_CONNECTORS_MAX 1000
+#define CONNECTOR_ID_MAX 48
+struct store_connector {
+	char id[CONNECTOR_ID_MAX]; // "nc-<uuid>"
+	char account[13];
+	char name[NAME_MAX_BYTES];
+	char arn[ARN_MAX];
+	char state[STATE_TEXT]; // PENDING, ACTIVE, INACTIVE, FAILED, DELETING, DELETED
+	char state_reason[REASON_MAX], state_code[STATE_TEXT];
+	int64_t version; // counts configurations
+	int64_t created_ms, modified_ms;
+	char update_status[STATE_TEXT]; // Successful, Failed, InProgress; empty: never updated
+	char update_reason[REASON_MAX], update_code[STATE_TEXT];
+	char *config;  // JSON object: Configuration, OperatorRole
+	char *pending; // the same of an update under way; NULL: none
+	char *tags;    // JSON object
+};
+void store_connector_clear(struct store_connector *r);
+
+// -EEXIST: the account has one of that name; -EDQUOT: it has `limit` of them already.
+int store_add_connector(struct store *s, const struct store_connector *r, int64_t limit, const struct store_token *token, struct error *e);
+// All but id, account, name, ARN and tags.
+int store_update_connector(struct store *s, const struct store_connector *r, const struct store_token *token, struct error *e);
+int store_patch_connector_tags(struct store *s, const char *id, const char *patch, struct error *e); // as those of images
+int store_get_connector(struct store *s, const char *account, const char *id, struct store_connector *ret, struct error *e);
+int store_get_connector_by_name(struct store *s, const char *account, const char *name, struct store_connector *ret, struct error *e);
+// DELETING, unless a microVM that lives or an image version that is not FAILED names it: -EBUSY, with a message that says which.
+int store_delete_connector(struct store *s, const struct store_connector *r, struct error *e);
+// DELETED; forgets the oldest deleted ones.
+int store_bury_connector(struct store *s, const struct store_connector *r, int64_t now_ms, struct error *e);
+// Newest first, without deleted ones. account NULL: all; state NULL: all.
+int store_list_connectors(struct store *s, const char *account, const char *state, const char *after, size_t limit,
+			  int (*each)(const struct store_connector *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
+
 // Stages: how long each step of a build, run, suspend or resume took. The subject is a microVM's id, or "<image uuid>/<version>" for a
 // build. They are observations, not state: a stage survives a crash of the daemon at once, a power cut only from the next change on (so
 // that timing a launch costs no flush). The newest STORE_STAGES_MAX of a subject are kept. Listed oldest first; subject's stages go with

@@ -1,5 +1,5 @@
 // The API and the artifact store as a program of their own, with stand-ins for builds and microVMs: what the tests with the AWS SDK talk to.
-// Usage: api_server <folder>. Prints one line of JSON with the addresses and a key, and ends on SIGTERM or when its standard input does.
+// Usage: api_server <folder> [networks]. The second is the engine's "networks". Prints one line of JSON with the addresses and a key, and ends on SIGTERM or when its standard input does.
 #include "api/api.h"
 #include "api_neighbours.h"
 #include "stasisd/engine.h"
@@ -51,7 +51,7 @@ static void on_input(uv_stream_t *s, ssize_t n, const uv_buf_t *buf) {
 		stop();
 }
 
-static int start(const char *folder, struct error *e) {
+static int start(const char *folder, const char *networks, struct error *e) {
 	struct config *c = &engine.config;
 	snprintf(c->state_folder, sizeof(c->state_folder), "%s", folder);
 	strcpy(c->api_listen, "127.0.0.1:0");
@@ -62,6 +62,7 @@ static int start(const char *folder, struct error *e) {
 	strcpy(c->account, "000000000000");
 	strcpy(c->default_base, "debian");
 	c->artifact_limit = 64 << 20;
+	snprintf(c->networks, sizeof(c->networks), "%s", networks);
 	engine.loop = uv_default_loop();
 	int r = loop_queue_start(&engine, e);
 	if (r >= 0)
@@ -82,7 +83,7 @@ static int start(const char *folder, struct error *e) {
 int main(int argc, char **argv) {
 	struct error e = {0};
 	signal(SIGPIPE, SIG_IGN);
-	if (argc != 2 || start(argv[1], &e) < 0) {
+	if (argc < 2 || argc > 3 || start(argv[1], argc == 3 ? argv[2] : "{}", &e) < 0) {
 		fprintf(stderr, "api_server: %s\n", e.message);
 		return 1;
 	}

@@ -80,15 +80,17 @@ static void add_usable(struct store *s, const char *name, char uuid[UUID_TEXT]) 
 	assert_int_equal(add_image_in(s, "000000000000", name, "CREATED", "SUCCESSFUL", NULL, uuid, NULL), 0);
 }
 
-static int add_microvm(struct store *s, const char *image_uuid, const char *image_arn, const char *state, const struct store_token *token,
-		       char id[48], struct error *e) {
+static int add_microvm_with(struct store *s, const char *image_uuid, const char *image_arn, const char *state, const char *config,
+			    const struct store_token *token, char id[48], struct error *e) {
+	char copy[512];
+	snprintf(copy, sizeof(copy), "%s", config);
 	struct store_microvm m = {.started_ms = 5,
 				  .maximum_duration_s = 28800,
 				  .has_idle_policy = true,
 				  .max_idle_s = 60,
 				  .suspended_s = 7,
 				  .auto_resume = true,
-				  .config = (char[]){"{\"k\":[1]}"}};
+				  .config = copy};
 	char uuid[UUID_TEXT];
 	uuid_new(uuid);
 	snprintf(m.id, sizeof(m.id), "microvm-%s", uuid);
@@ -100,6 +102,11 @@ static int add_microvm(struct store *s, const char *image_uuid, const char *imag
 	strcpy(m.version, "1.0");
 	snprintf(m.state, sizeof(m.state), "%s", state);
 	return store_add_microvm(s, &m, token, e);
+}
+
+static int add_microvm(struct store *s, const char *image_uuid, const char *image_arn, const char *state, const struct store_token *token,
+		       char id[48], struct error *e) {
+	return add_microvm_with(s, image_uuid, image_arn, state, "{\"k\":[1]}", token, id, e);
 }
 
 static void keys_are_kept(void **state) {
@@ -645,6 +652,122 @@ static void a_newer_layout_is_refused(void **state) {
 	assert_non_null(strstr(e.message, "newer"));
 }
 
+static void make_connector(const char *account, const char *name, struct store_connector *ret) {
+	char uuid[UUID_TEXT];
+	uuid_new(uuid);
+	*ret = (struct store_connector){.version = 1, .created_ms = 1, .modified_ms = 1};
+	static char config[] = "{\"Configuration\":{}}";
+	ret->config = config;
+	snprintf(ret->id, sizeof(ret->id), "nc-%s", uuid);
+	snprintf(ret->account, sizeof(ret->account), "%s", account);
+	snprintf(ret->name, sizeof(ret->name), "%s", name);
+	snprintf(ret->arn, sizeof(ret->arn), "arn:aws:lambda:us-east-1:%s:network-connector:%s", account, ret->id);
+	strcpy(ret->state, "ACTIVE");
+}
+
+static int count_connector(const struct store_connector *c, void *arg) {
+	(void)c;
+	++*(int *)arg;
+	return 0;
+}
+
+static void connectors_live(void **state) {
+	(void)state;
+	struct store_connector c, other, got;
+	struct error e = {0};
+	char digest[STORE_DIGEST], *answer = NULL;
+	const struct store_token token = {"000000000000", "Create", "t1", "d", (char[]){"{}"}};
+	make_connector("000000000000", "one", &c);
+	assert_int_equal(store_add_connector(store, &c, 2, &token, &e), 0);
+	make_connector("000000000000", "one", &other);
+	assert_int_equal(store_add_connector(store, &other, 2, NULL, &e), -EEXIST);
+	make_connector("000000000000", "two", &other);
+	assert_int_equal(store_add_connector(store, &other, 2, &token, &e), -EEXIST); // the token, and nothing is left
+	assert_int_equal(store_add_connector(store, &other, 2, NULL, &e), 0);
+	make_connector("000000000000", "three", &other);
+	assert_int_equal(store_add_connector(store, &other, 2, NULL, &e), -EDQUOT);
+	reopen();
+	assert_int_equal(store_get_token(store, "000000000000", "Create", "t1", digest, &answer, &e), 0);
+	free(answer);
+	assert_int_equal(store_get_connector(store, "000000000000", c.id, &got, &e), 0);
+	assert_string_equal(got.name, "one");
+	assert_string_equal(got.tags, "{}");
+	assert_null(got.pending);
+	got.pending = strdup("{\"next\":1}");
+	got.version = 7;
+	assert_int_equal(store_update_connector(store, &got, NULL, &e), 0);
+	store_connector_clear(&got);
+	assert_int_equal(store_get_connector_by_name(store, "000000000000", "one", &got, &e), 0);
+	assert_string_equal(got.pending, "{\"next\":1}");
+	assert_int_equal(got.version, 7);
+	assert_int_equal(store_delete_connector(store, &got, &e), 0);
+	assert_int_equal(store_bury_connector(store, &got, 99, &e), 0);
+	store_connector_clear(&got);
+	// Gone by its name, known by its id; the name is free.
+	assert_int_equal(store_get_connector_by_name(store, "000000000000", "one", &got, &e), -ENOENT);
+	assert_int_equal(store_patch_connector_tags(store, c.id, "{\"a\":\"b\"}", &e), -ENOENT);
+	assert_int_equal(store_get_connector(store, "000000000000", c.id, &got, &e), 0);
+	assert_string_equal(got.state, "DELETED");
+	assert_int_equal(got.modified_ms, 99);
+	store_connector_clear(&got);
+	int count = 0;
+	char next[STORE_CURSOR_MAX];
+	assert_int_equal(store_list_connectors(store, "000000000000", NULL, NULL, 10, count_connector, &count, next, &e), 0);
+	assert_int_equal(count, 1);
+	make_connector("000000000000", "one", &other);
+	assert_int_equal(store_add_connector(store, &other, 2, NULL, &e), 0);
+	assert_int_equal(store_get_connector(store, "111111111111", other.id, &got, &e), -ENOENT);
+}
+
+static void deleted_connectors_are_bounded(void **state) {
+	(void)state;
+	struct store_connector c, got;
+	struct error e = {0};
+	char ids[2][CONNECTOR_ID_MAX];
+	for (int i = 0; i <= STORE_DELETED_CONNECTORS_MAX; i++) {
+		make_connector("000000000000", "same", &c);
+		assert_int_equal(store_add_connector(store, &c, 1, NULL, &e), 0);
+		assert_int_equal(store_bury_connector(store, &c, 1, &e), 0);
+		if (i < 2)
+			memcpy(ids[i], c.id, sizeof(c.id));
+	}
+	assert_int_equal(store_get_connector(store, "000000000000", ids[0], &got, &e), -ENOENT);
+	assert_int_equal(store_get_connector(store, "000000000000", ids[1], &got, &e), 0);
+	store_connector_clear(&got);
+}
+
+static void connectors_in_use_stay(void **state) {
+	(void)state;
+	struct store_connector c;
+	struct store_microvm m;
+	struct error e = {0};
+	char config[512], id[48], uuid[UUID_TEXT];
+	add_usable(store, "image", uuid);
+	make_connector("000000000000", "used", &c);
+	assert_int_equal(store_add_connector(store, &c, 9, NULL, &e), 0);
+	snprintf(config, sizeof(config), "{\"egressNetworkConnectors\":[\"%s:1\"]}", c.arn);
+	assert_int_equal(add_microvm_with(store, uuid, "arn", "RUNNING", config, NULL, id, &e), 0);
+	assert_int_equal(store_delete_connector(store, &c, &e), -EBUSY);
+	assert_non_null(strstr(e.message, "1 MicroVMs and 0 image versions"));
+	assert_int_equal(store_get_microvm(store, id, &m, &e), 0);
+	strcpy(m.state, "TERMINATED");
+	assert_int_equal(store_update_microvm(store, &m, &e), 0);
+	store_microvm_clear(&m);
+	assert_int_equal(store_delete_connector(store, &c, &e), 0);
+	// From now on nothing can be added that uses it; what merely mentions its name can.
+	assert_int_equal(add_microvm_with(store, uuid, "arn", "RUNNING", config, NULL, id, &e), -ESTALE);
+	assert_string_equal(e.name, "ValidationException");
+	assert_string_equal(e.message, "A network connector of the request is not ACTIVE any more.");
+	assert_int_equal(store_get_microvm(store, id, &m, NULL), -ENOENT);
+	snprintf(config, sizeof(config), "{\"logging\":\"%s\"}", c.arn);
+	assert_int_equal(add_microvm_with(store, uuid, "arn", "RUNNING", config, NULL, id, &e), 0);
+	// Another account's connector is nobody's to use.
+	make_connector("111111111111", "theirs", &c);
+	assert_int_equal(store_add_connector(store, &c, 9, NULL, &e), 0);
+	snprintf(config, sizeof(config), "{\"egressNetworkConnectors\":[\"%s\"]}", c.arn);
+	assert_int_equal(add_microvm_with(store, uuid, "arn", "RUNNING", config, NULL, id, &e), -ESTALE);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 int main(void) {
 	const struct CMUnitTest tests[] = {
@@ -659,6 +782,9 @@ int main(void) {
 		TEST(microvms_are_listed_in_pages),
 		TEST(microvm_is_updated),
 		TEST(stages_are_kept_and_bounded),
+		TEST(connectors_live),
+		TEST(deleted_connectors_are_bounded),
+		TEST(connectors_in_use_stay),
 		TEST(secrets_stay),
 		TEST(a_second_engine_is_refused),
 		TEST(kill_during_writes_loses_nothing),
