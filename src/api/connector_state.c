@@ -99,11 +99,14 @@ static void settle(struct engine *en, const char *account, const char *id) {
 	LOCK_CONNECTORS;
 	int r = store_get_connector(en->store, account, id, &c, &e);
 	if (r == 0) {
-		if (strcmp(c.state, "DELETING") == 0)
+		bool gone = strcmp(c.state, "DELETING") == 0, changed = gone || step(en, &c);
+		if (gone)
 			r = store_bury_connector(en->store, &c, (int64_t)realtime_ms(), &e);
-		else if (step(en, &c))
+		else if (changed)
 			r = store_update_connector(en->store, &c, NULL, &e);
-		log_info("connector.state", LOG_S("arn", c.arn), LOG_S("state", c.state), LOG_S("reason", c.state_reason));
+		if (r == 0 && changed)
+			log_info("connector.state", LOG_S("arn", c.arn), LOG_S("state", gone ? "DELETED" : c.state),
+				 LOG_S("reason", c.state_reason));
 		store_connector_clear(&c);
 	}
 	// It is tried again at the next start.
@@ -123,13 +126,16 @@ static void run_job(void *arg) {
 
 void connector_settle_later(struct engine *en, const struct store_connector *c) {
 	struct job *job = malloc(sizeof(*job));
-	if (job == NULL)
+	if (job != NULL) {
+		job->en = en;
+		memcpy(job->account, c->account, sizeof(job->account));
+		memcpy(job->id, c->id, sizeof(job->id));
+	}
+	if (job != NULL && worker_submit(run_job, job) == 0)
 		return;
-	job->en = en;
-	memcpy(job->account, c->account, sizeof(job->account));
-	memcpy(job->id, c->id, sizeof(job->id));
-	if (worker_submit(run_job, job) < 0)
-		run_job(job);
+	free(job);
+	// The caller holds the lock: it waits for the next start.
+	log_error("connector.state", LOG_S("id", c->id), LOG_S("message", "no thread or memory is free to go on with it"));
 }
 
 static int settle_each(const struct store_connector *c, void *arg) {

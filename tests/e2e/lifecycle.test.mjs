@@ -114,7 +114,7 @@ test('requests that come while it sleeps are all answered', async () => {
 test('connectors say what a microVM reaches, and what reaches it', async () => {
   const { client, region, mode } = await engine()
   const managed = (name) => `arn:aws:lambda:${region}:aws:network-connector:aws-network-connector:${name}`
-  const listener = createServer((s) => s.end()).listen(0, '127.0.0.1')
+  const listener = createServer((s) => s.destroy()).listen(0, '127.0.0.1')
   await once(listener, 'listening')
   const run = (more) => client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn, ...more }))
   await cli('connector', 'rm', 'e2e-host')
