@@ -2,6 +2,7 @@
 #include "api/api.h"
 
 #include "api/api_internal.h"
+#include "api/quota.h"
 #include "base/log.h"
 #include "stasisd/engine.h"
 #include "store/artifacts.h"
@@ -24,6 +25,9 @@ int api_start(struct engine *en, struct error *e) {
 		if (r < 0)
 			return r;
 	}
+	int q = en->quotas == NULL ? quotas_start(en, e) : 0;
+	if (q < 0)
+		return q;
 	struct api *a = calloc(1, sizeof(*a));
 	if (a == NULL)
 		return error_set(e, -ENOMEM, "out of memory starting the API");

@@ -73,11 +73,12 @@ static const char run_help[] =
 	"  --suspended-for SECONDS  with --idle: terminate it when it has slept so long (default 28800)\n"
 	"  --max-duration SECONDS   terminate it after so long in any case (default 28800)\n"
 	"  --payload TEXT           handed to the application's run hook\n"
+	"  --role NAME|ARN          the role whose credentials the application finds at 169.254.169.254\n"
 	"  --no-egress              no connections to the outside\n"
 	"  --no-wait                return as soon as it is recorded\n"
 	"  --json\n";
 
-enum { O_VERSION = 1, O_IDLE, O_NO_AUTO, O_SUSPENDED, O_MAXIMUM, O_PAYLOAD, O_NO_EGRESS, O_NO_WAIT };
+enum { O_VERSION = 1, O_IDLE, O_NO_AUTO, O_SUSPENDED, O_MAXIMUM, O_PAYLOAD, O_ROLE, O_NO_EGRESS, O_NO_WAIT };
 
 struct run_options {
 	json_t *body;
@@ -108,6 +109,12 @@ static int set_run_option(struct cli *c, struct run_options *o, int which, const
 	case O_PAYLOAD:
 		json_object_set_new(o->body, "runHookPayload", json_string(value));
 		return -1;
+	case O_ROLE: {
+		char role[300];
+		role_arn(c, value, role);
+		json_object_set_new(o->body, "executionRoleArn", json_string(role));
+		return -1;
+	}
 	case O_NO_EGRESS: {
 		char arn[200];
 		snprintf(arn, sizeof(arn), "arn:aws:lambda:%s:aws:network-connector:aws-network-connector:NO_EGRESS", c->settings.region);
@@ -157,6 +164,7 @@ int cmd_run(struct cli *c, int argc, char **argv) {
 						{"suspended-for", required_argument, NULL, O_SUSPENDED},
 						{"max-duration", required_argument, NULL, O_MAXIMUM},
 						{"payload", required_argument, NULL, O_PAYLOAD},
+						{"role", required_argument, NULL, O_ROLE},
 						{"no-egress", no_argument, NULL, O_NO_EGRESS},
 						{"no-wait", no_argument, NULL, O_NO_WAIT},
 						{0}};

@@ -13,6 +13,13 @@ void image_arn(const struct cli *c, const char *given, char to[320]) {
 		snprintf(to, 320, "arn:aws:lambda:%s:%s:microvm-image:%.128s", c->settings.region, c->settings.account, given);
 }
 
+void role_arn(const struct cli *c, const char *given, char to[300]) {
+	if (strncmp(given, "arn:", 4) == 0)
+		snprintf(to, 300, "%.299s", given);
+	else
+		snprintf(to, 300, "arn:aws:iam::%s:role/%.200s", c->settings.account, given);
+}
+
 struct search {
 	const char *prefix;
 	char found[64];
