@@ -3,6 +3,7 @@
 
 #include "api/api_internal.h"
 #include "api/call.h"
+#include "api/quota.h"
 #include "base/log.h"
 #include "stasisd/engine.h"
 #include "store/artifacts.h"
@@ -25,6 +26,9 @@ int api_start(struct engine *en, struct error *e) {
 		if (r < 0)
 			return r;
 	}
+	int q = en->quotas == NULL ? quotas_start(en, e) : 0;
+	if (q < 0)
+		return q;
 	struct api *a = calloc(1, sizeof(*a));
 	if (a == NULL)
 		return error_set(e, -ENOMEM, "out of memory starting the API");

@@ -2,6 +2,7 @@
 // either with call_answer() or with call_fail().
 #pragma once
 
+#include "api/access.h"
 #include "api/server.h"
 #include "api/validate.h"
 #include "base/error.h"
@@ -15,6 +16,8 @@ struct call {
 	struct engine *en;
 	struct exchange *x;
 	struct store_key key;          // whose call it is
+	char principal[PRINCIPAL_MAX]; // his ARN
+	bool by_operator;              // below /_stasis/
 	const char *operation;         // "GetMicrovm"
 	bool classic;                  // errors have the names and members of the service's older API
 	bool core;                     // of lambda-core: classic, with Message instead of message
@@ -101,6 +104,16 @@ void operator_microvm_log(struct call *c);
 void operator_microvm_console(struct call *c);
 void operator_microvm_stages(struct call *c);
 void operator_shutdown(struct call *c);
+// Access keys and roles, operator_access.c.
+void operator_list_keys(struct call *c);
+void operator_get_key(struct call *c);
+void operator_create_key(struct call *c);
+void operator_update_key(struct call *c);
+void operator_delete_key(struct call *c);
+void operator_list_roles(struct call *c);
+void operator_get_role(struct call *c);
+void operator_put_role(struct call *c);
+void operator_delete_role(struct call *c);
 
 // Shared by the resources.
 // Adds the members of an image version's configuration that its answers echo.

@@ -1,5 +1,6 @@
 // Images: CreateMicrovmImage, UpdateMicrovmImage, GetMicrovmImage, ListMicrovmImages, DeleteMicrovmImage (spec sections 1.4 and 2.1).
 #include "api/call.h"
+#include "api/quota.h"
 #include "base/cleanup.h"
 #include "images/images.h"
 #include "store/artifacts.h"
@@ -201,7 +202,8 @@ void create_image(struct call *c) {
 	if (!check_tag_keys(c, tags))
 		return;
 	cleanup_json json_t *config = make_config(c);
-	if (config == NULL)
+	cleanup_quota_hold hold = {NULL, NULL};
+	if (config == NULL || !access_pass(c, c->body) || !quota_admit_image(c, &hold))
 		return;
 	cleanup_free char *config_text = json_dumps(config, JSON_COMPACT);
 	cleanup_free char *tags_text = json_is_object(tags) ? json_dumps(tags, JSON_COMPACT) : strdup("{}");
@@ -229,7 +231,8 @@ void create_image(struct call *c) {
 
 static void update(struct call *c, const struct store_image *image, struct store_token *token) {
 	cleanup_json json_t *config = make_config(c);
-	if (config == NULL)
+	cleanup_quota_hold hold = {NULL, NULL};
+	if (config == NULL || !access_pass(c, c->body) || !quota_admit_version(c, image->uuid, &hold))
 		return;
 	cleanup_free char *config_text = json_dumps(config, JSON_COMPACT);
 	if (config_text == NULL) {

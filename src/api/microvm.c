@@ -1,5 +1,6 @@
 // MicroVMs: RunMicrovm, GetMicrovm, ListMicrovms, SuspendMicrovm, ResumeMicrovm, TerminateMicrovm (spec sections 1.5 and 2.4).
 #include "api/call.h"
+#include "api/quota.h"
 #include "base/cleanup.h"
 #include "microvms/microvms.h"
 
@@ -88,6 +89,12 @@ static bool has_run_hook(const struct store_version *v) {
 	return run != NULL && strcmp(run, "ENABLED") == 0;
 }
 
+static json_int_t memory_of(const json_t *image_config) {
+	const json_t *first = json_array_get(json_object_get(image_config, "resources"), 0);
+	json_int_t mib = json_integer_value(json_object_get(first, "minimumMemoryInMiB"));
+	return mib > 0 ? mib : 2048;
+}
+
 // What GetMicrovm echoes. NULL: the call has failed.
 static json_t *make_config(struct call *c, const struct store_version *v) {
 	json_t *config = json_object();
@@ -104,6 +111,8 @@ static json_t *make_config(struct call *c, const struct store_version *v) {
 		if (member != NULL && !json_is_null(member))
 			json_object_set(config, name, member);
 	}
+	// What quotas count.
+	json_object_set_new(config, "memoryInMiB", json_integer(memory_of(of_image)));
 	return config;
 }
 
@@ -115,7 +124,9 @@ static void run_version(struct call *c, const struct store_image *image, const s
 		return;
 	}
 	cleanup_json json_t *config = make_config(c, version);
-	if (config == NULL)
+	cleanup_quota_hold hold = {NULL, NULL};
+	if (config == NULL || !access_pass(c, config) ||
+	    !quota_admit_microvm(c, json_integer_value(json_object_get(config, "memoryInMiB")), &hold))
 		return;
 	cleanup_free char *config_text = json_dumps(config, JSON_COMPACT);
 	if (config_text == NULL) {

@@ -30,8 +30,8 @@ bool parse_arn(const char *text, struct arn *ret) {
 }
 
 static void deny(struct call *c, const char *resource) {
-	call_fail(c, 403, "AccessDeniedException", "User: arn:aws:iam::%s:root is not authorized to perform: lambda:%s on resource: %.300s",
-		  c->key.account, c->operation, resource);
+	call_fail(c, 403, "AccessDeniedException", "User: %s is not authorized to perform: lambda:%s on resource: %.300s", c->principal,
+		  c->operation, resource);
 }
 
 bool is_own_image_arn(struct call *c, const char *text) {

@@ -5,6 +5,7 @@
 #include "api/api_internal.h"
 
 #include "api/call.h"
+#include "api/quota.h"
 #include "api/sigv4.h"
 #include "base/base64.h"
 #include "base/cleanup.h"
@@ -331,6 +332,7 @@ struct route {
 #define TAGS "/2017-03-31/tags"
 #define CORE "/2026-04-04/"
 #define CONNECTORS CORE "network-connectors"
+#define OPERATORS "/_stasis/"
 
 static const struct route routes[] = {
 	{"POST", IMAGES, "CreateMicrovmImage", create_image, false},
@@ -371,6 +373,15 @@ static const struct route routes[] = {
 	{"GET", "/_stasis/microvms/{}/console", "console", operator_microvm_console, false},
 	{"GET", "/_stasis/microvms/{}/stages", "stages", operator_microvm_stages, false},
 	{"POST", "/_stasis/shutdown", "shutdown", operator_shutdown, false},
+	{"GET", "/_stasis/keys", "keys", operator_list_keys, false},
+	{"POST", "/_stasis/keys", "create key", operator_create_key, false},
+	{"GET", "/_stasis/keys/{}", "key", operator_get_key, false},
+	{"PATCH", "/_stasis/keys/{}", "update key", operator_update_key, false},
+	{"DELETE", "/_stasis/keys/{}", "delete key", operator_delete_key, false},
+	{"GET", "/_stasis/roles", "roles", operator_list_roles, false},
+	{"GET", "/_stasis/roles/{}", "role", operator_get_role, false},
+	{"PUT", "/_stasis/roles/{}", "put role", operator_put_role, false},
+	{"DELETE", "/_stasis/roles/{}", "delete role", operator_delete_role, false},
 };
 
 struct segments {
@@ -492,6 +503,23 @@ static void fail_signature(struct call *c, enum sigv4_verdict v, const struct er
 	}
 }
 
+static bool identify(struct call *c, const struct sigv4 *s, const struct http_head *h) {
+	struct error e = {0};
+	switch (access_identify(c->en, s, h, &c->key, c->principal, &e)) {
+	case ACCESS_KNOWN:
+		return true;
+	case ACCESS_EXPIRED:
+		call_fail(c, 403, "ExpiredTokenException", "The security token included in the request is expired");
+		return false;
+	case ACCESS_FAILED:
+		call_fail_with(c, &e);
+		return false;
+	default:
+		call_fail(c, 403, "UnrecognizedClientException", "The security token included in the request is invalid.");
+		return false;
+	}
+}
+
 static bool authenticate(struct call *c, const struct http_head *h, struct slice body) {
 	struct sigv4 s;
 	struct error e = {0};
@@ -500,10 +528,8 @@ static bool authenticate(struct call *c, const struct http_head *h, struct slice
 		fail_signature(c, v, &e);
 		return false;
 	}
-	if (store_get_key(c->en->store, s.key_id, &c->key, NULL) < 0) {
-		call_fail(c, 403, "UnrecognizedClientException", "The security token included in the request is invalid.");
+	if (!identify(c, &s, h))
 		return false;
-	}
 	char digest[SIGV4_HEX];
 	sha256_hex(body.data, body.size, digest);
 	v = sigv4_check(&s, h, c->key.secret, digest, (int64_t)(realtime_ms() / 1000), &e);
@@ -512,7 +538,7 @@ static bool authenticate(struct call *c, const struct http_head *h, struct slice
 		error_set(&e, -EACCES, "The value of X-Amz-Content-Sha256 does not match the body; this service takes no unsigned bodies");
 		v = SIGV4_MISMATCH;
 	}
-	memset(c->key.secret, 0, sizeof(c->key.secret));
+	explicit_bzero(c->key.secret, sizeof(c->key.secret));
 	if (v != SIGV4_FINE)
 		fail_signature(c, v, &e);
 	return v == SIGV4_FINE;
@@ -527,7 +553,9 @@ static void run_call(struct call *c, const struct http_head *h) {
 		c->operation = route->operation;
 	c->core = path.size >= strlen(CORE) && memcmp(path.data, CORE, strlen(CORE)) == 0;
 	c->classic = c->core || (route != NULL && strncmp(route->path, TAGS, strlen(TAGS)) == 0);
-	if ((route == NULL || !route->open) && !authenticate(c, h, body))
+	c->by_operator = route != NULL && strncmp(route->path, OPERATORS, strlen(OPERATORS)) == 0;
+	bool open = route != NULL && route->open;
+	if (!open && (!authenticate(c, h, body) || !quota_rate(c)))
 		return;
 	if (route == NULL) {
 		call_fail(c, 404, "UnknownOperationException", "Stasis knows no operation %.*s %.*s",
@@ -544,7 +572,8 @@ static void run_call(struct call *c, const struct http_head *h) {
 		call_fail(c, 400, "SerializationException", "%s", why);
 		return;
 	}
-	route->run(c);
+	if (open || access_check(c))
+		route->run(c);
 }
 
 void api_handle(struct exchange *x, void *arg) {
@@ -554,6 +583,7 @@ void api_handle(struct exchange *x, void *arg) {
 	for (size_t i = 0; i < c.label_count; i++)
 		free(c.labels[i]);
 	json_decref(c.body);
+	store_key_clear(&c.key);
 	log_debug("api.call", LOG_S("operation", c.operation), LOG_S("account", c.key.account), LOG_S("requestId", exchange_id(x)),
 		  LOG_U("us", (monotonic_ns() - started) / 1000));
 }

@@ -36,7 +36,7 @@ static bool is_log_stream(const char *s) {
 }
 
 // arn:aws[a-z\-]*:iam::[0-9]{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+
-static bool is_role_arn(const char *s) {
+bool is_role_arn(const char *s) {
 	if (strncmp(s, "arn:aws", 7) != 0)
 		return false;
 	s += 7;

@@ -60,3 +60,4 @@ extern const struct shape shape_create_image, shape_update_image, shape_update_v
 // Patterns that more than the tables need.
 bool is_image_name(const char *s);
 bool is_without_space(const char *s);
+bool is_role_arn(const char *s);

@@ -66,7 +66,7 @@ static size_t on_header(char *line, size_t one, size_t n, void *arg) {
 }
 
 static struct curl_slist *add_header(struct curl_slist *list, const char *name, const char *value) {
-	char line[640];
+	char line[1100];
 	snprintf(line, sizeof(line), "%s: %s", name, value);
 	return curl_slist_append(list, line);
 }
@@ -90,7 +90,8 @@ static int perform(const struct settings *s, const struct request *q, struct ans
 	if (q->content_type != NULL)
 		headers = add_header(headers, "Content-Type", q->content_type);
 	if (q->service != NULL) {
-		struct sign_input in = {q->service, s->region, s->key_id, s->key_secret, q->method, host, q->path, q->body, q->body_size};
+		struct sign_input in = {q->service, s->region, s->key_id, s->key_secret, s->key_token,
+					q->method,  host,      q->path,   q->body,       q->body_size};
 		struct sign_output out;
 		if (s->key_id[0] == '\0') {
 			curl_slist_free_all(headers);
@@ -104,6 +105,8 @@ static int perform(const struct settings *s, const struct request *q, struct ans
 		headers = add_header(headers, "X-Amz-Date", out.date);
 		headers = add_header(headers, "X-Amz-Content-Sha256", out.content_sha256);
 		headers = add_header(headers, "Authorization", out.authorization);
+		if (s->key_token[0] != '\0')
+			headers = add_header(headers, "X-Amz-Security-Token", s->key_token);
 	}
 	char url[8192];
 	snprintf(url, sizeof(url), "%s%s", q->base, q->path);

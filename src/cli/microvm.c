@@ -89,10 +89,11 @@ static const char run_help[] =
 	"  --payload TEXT           handed to the application's run hook\n"
 	"  --egress WHERE           what it may reach: none, internet, or a network connector; may be given again (default: the image's)\n"
 	"  --ingress WHAT           what reaches it: http (default), shell, all or none; may be given again\n"
+	"  --role NAME|ARN          the role whose credentials the application finds at 169.254.169.254\n"
 	"  --no-wait                return as soon as it is recorded\n"
 	"  --json\n";
 
-enum { O_VERSION = 1, O_IDLE, O_NO_AUTO, O_SUSPENDED, O_MAXIMUM, O_PAYLOAD, O_EGRESS, O_INGRESS, O_NO_WAIT };
+enum { O_VERSION = 1, O_IDLE, O_NO_AUTO, O_SUSPENDED, O_MAXIMUM, O_PAYLOAD, O_EGRESS, O_INGRESS, O_ROLE, O_NO_WAIT };
 
 struct run_options {
 	json_t *body;
@@ -128,6 +129,12 @@ static int set_run_option(struct cli *c, struct run_options *o, int which, const
 		return add_egress(c, o->body, value, &e) < 0 ? client_fail(c, &e) : -1;
 	case O_INGRESS:
 		return add_ingress(c, o->body, value, &e) < 0 ? usage_error(run_help, "%s", e.message) : -1;
+	case O_ROLE: {
+		char role[300];
+		role_arn(c, value, role);
+		json_object_set_new(o->body, "executionRoleArn", json_string(role));
+		return -1;
+	}
 	case O_NO_WAIT:
 		o->wait = false;
 		return -1;
@@ -175,6 +182,7 @@ int cmd_run(struct cli *c, int argc, char **argv) {
 						{"payload", required_argument, NULL, O_PAYLOAD},
 						{"egress", required_argument, NULL, O_EGRESS},
 						{"ingress", required_argument, NULL, O_INGRESS},
+						{"role", required_argument, NULL, O_ROLE},
 						{"no-wait", no_argument, NULL, O_NO_WAIT},
 						{0}};
 	struct run_options o = {.body = json_object(), .suspended = 28800, .auto_resume = true, .wait = true};

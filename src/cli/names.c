@@ -32,6 +32,13 @@ int image_path(const struct cli *c, const char *given, const char *rest, char to
 	return snprintf(to, IMAGE_PATH_ROOM, "/2025-09-09/microvm-images/%s%s", escaped, rest);
 }
 
+void role_arn(const struct cli *c, const char *given, char to[300]) {
+	if (strncmp(given, "arn:", 4) == 0)
+		snprintf(to, 300, "%.299s", given);
+	else
+		snprintf(to, 300, "arn:aws:iam::%s:role/%.200s", c->settings.account, given);
+}
+
 struct search {
 	const char *prefix;
 	char found[64];

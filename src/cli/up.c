@@ -372,6 +372,7 @@ int cmd_credentials(struct cli *c, int argc, char **argv) {
 	settings_path(s, "ca.pem", ca, NULL);
 	const char *const lines[][2] = {{"AWS_ACCESS_KEY_ID", s->key_id},
 					{"AWS_SECRET_ACCESS_KEY", s->key_secret},
+					{"AWS_SESSION_TOKEN", s->key_token},
 					{"AWS_REGION", s->region},
 					{"AWS_DEFAULT_REGION", s->region},
 					{"AWS_ENDPOINT_URL_LAMBDA_MICROVMS", s->api},
@@ -380,6 +381,8 @@ int cmd_credentials(struct cli *c, int argc, char **argv) {
 					{"STASIS_CA", ca}};
 	json_t *o = json_object();
 	for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
+		if (lines[i][1][0] == '\0')
+			continue;
 		json_object_set_new(o, lines[i][0], json_string(lines[i][1]));
 		if (!c->json)
 			printf("export %s='%s'\n", lines[i][0], lines[i][1]);

@@ -48,7 +48,7 @@ static int wake_guest(struct microvm *m, struct agent *a, struct stages *stages,
 		return error_errno(e, "cannot rename %s", own);
 	*thawed = true;
 	bool hook = m->settings.hooks[HOOK_RESUME].enabled;
-	int r = agent_send(a, agent_resume_request(false, m->record.id), e);
+	int r = microvm_send_resume(m, a, false, e);
 	if (r == 0 && hook)
 		r = agent_send(a, microvm_hook_request(m, HOOK_RESUME, NULL), e);
 	if (r == 0)
@@ -135,6 +135,7 @@ int microvm_resume_now(struct microvm *m, struct error *e) {
 	m->resuming = false;
 	pthread_mutex_unlock(&m->lock);
 	if (r < 0) {
+		microvm_forget_credentials(m);
 		microvm_close_route(m);
 		if (microvm_state_now(m) == STATE_SUSPENDED)
 			back_to_sleep(m, thawed, e);

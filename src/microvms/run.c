@@ -55,7 +55,7 @@ static char *run_hook_body(const struct microvm *m, const char *payload) {
 static int wake_clone(struct microvm *m, struct agent *a, const char *payload, struct stages *stages, char reason[REASON_MAX],
 		      struct error *e) {
 	bool hook = m->settings.hooks[HOOK_RUN].enabled;
-	int r = agent_send(a, agent_resume_request(true, m->record.id), e);
+	int r = microvm_send_resume(m, a, true, e);
 	if (r == 0 && hook) {
 		cleanup_free char *body = run_hook_body(m, payload);
 		r = body == NULL ? error_set(e, -ENOMEM, "out of memory") : agent_send(a, microvm_hook_request(m, HOOK_RUN, body), e);

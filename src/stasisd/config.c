@@ -66,6 +66,10 @@ static const struct member members[] = {
 	NUMBER("buildLimitSeconds", MEMBER_INT64, build_limit_s, 10, 86400, 3600),
 	TEXT("networks", MEMBER_OBJECT, networks, "{}"),
 	TEXT("logLevel", MEMBER_LEVEL, log_level, "info"),
+	TEXT("roles", MEMBER_OBJECT, roles, "{}"),
+	TEXT("quotas", MEMBER_OBJECT, quotas, "{}"),
+	NUMBER("hostMemoryMib", MEMBER_INT64, host_memory_mib, 0, 1 << 30, 0),
+	NUMBER("hostReserveMib", MEMBER_INT64, host_reserve_mib, 0, 1 << 20, 128),
 };
 #define MEMBERS (sizeof(members) / sizeof(members[0]))
 

@@ -1,4 +1,4 @@
-// The connection to SQLite: opening, locking, statements, transactions; and what belongs to no record: keys, secrets, counts.
+// The connection to SQLite: opening, locking, statements, transactions; and what belongs to no record: secrets, counts.
 //
 // One connection in WAL mode with synchronous=FULL: a commit that returned is on the disk. A lock file beside the database keeps a second engine
 // away, whatever it would do with it.
@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 
 int db_error(struct store *s, int code, struct error *e) {
 	const char *text = sqlite3_errmsg(s->db);
@@ -218,22 +219,11 @@ static int check(struct store *s, struct error *e) {
 	return r;
 }
 
-static int load_keys(struct store *s, struct error *e) {
-	db_statement st = NULL;
-	int r = db_query(s, &st, e, "SELECT id, secret, account FROM keys", "");
-	if (r < 0)
-		return r;
-	while ((r = db_step(s, st, e)) > 0) {
-		struct store_key *more = realloc(s->keys, (s->key_count + 1) * sizeof(*more));
-		if (more == NULL)
-			return error_set(e, -ENOMEM, "out of memory reading the keys");
-		s->keys = more;
-		struct store_key *k = &s->keys[s->key_count++];
-		db_text(st, 0, k->id, sizeof(k->id));
-		db_text(st, 1, k->secret, sizeof(k->secret));
-		db_text(st, 2, k->account, sizeof(k->account));
-	}
-	return r;
+// The database holds secret keys: nobody else reads it, nor the files beside it, to which SQLite gives its mode. (The descriptor is closed before
+// SQLite opens the file: closing one later would drop SQLite's locks.)
+static int make_private(const char *path, struct error *e) {
+	cleanup_close int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	return fd < 0 || fchmod(fd, 0600) < 0 ? error_errno(e, "cannot open %s", path) : 0;
 }
 
 static int open_database(struct store *s, const char *folder, struct error *e) {
@@ -244,6 +234,9 @@ static int open_database(struct store *s, const char *folder, struct error *e) {
 	if (r < 0)
 		return r;
 	snprintf(s->path, sizeof(s->path), "%s/stasis.db", folder);
+	r = make_private(s->path, e);
+	if (r < 0)
+		return r;
 	if (sqlite3_open_v2(s->path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE,
 			    NULL) != SQLITE_OK) {
 		if (s->db == NULL)
@@ -260,7 +253,7 @@ static int open_database(struct store *s, const char *folder, struct error *e) {
 	r = schema_upgrade(s, e);
 	if (r < 0)
 		return r;
-	r = load_keys(s, e);
+	r = keys_load(s, e);
 	if (r < 0)
 		return r;
 	return sync_folder(folder, e);
@@ -290,46 +283,11 @@ void store_close(struct store *s) {
 	if (s->lock_fd >= 0)
 		close(s->lock_fd);
 	pthread_mutex_destroy(&s->lock);
-	free(s->keys);
+	keys_free(s);
 	free(s);
 }
 
-// Keys, secrets, counts -----------------------------------------------------------------------------------------------------------
-
-int store_put_key(struct store *s, const struct store_key *k, struct error *e) {
-	DB_LOCKED(s);
-	struct store_key *at = NULL;
-	for (size_t i = 0; i < s->key_count && at == NULL; i++)
-		if (strcmp(s->keys[i].id, k->id) == 0)
-			at = &s->keys[i];
-	if (at == NULL) {
-		struct store_key *more = realloc(s->keys, (s->key_count + 1) * sizeof(*more));
-		if (more == NULL)
-			return error_set(e, -ENOMEM, "out of memory adding a key");
-		s->keys = more;
-	}
-	int r = db_exec(s, e,
-			"INSERT INTO keys(id, secret, account) VALUES(?,?,?) ON CONFLICT(id) DO UPDATE SET secret=excluded.secret, "
-			"account=excluded.account",
-			"sss", k->id, k->secret, k->account);
-	if (r < 0)
-		return r;
-	if (at == NULL)
-		at = &s->keys[s->key_count++];
-	*at = *k;
-	return 0;
-}
-
-int store_get_key(struct store *s, const char *id, struct store_key *ret, struct error *e) {
-	DB_LOCKED(s);
-	for (size_t i = 0; i < s->key_count; i++) {
-		if (strcmp(s->keys[i].id, id) == 0) {
-			*ret = s->keys[i];
-			return 0;
-		}
-	}
-	return error_set(e, -ENOENT, "no such access key");
-}
+// Secrets, counts -----------------------------------------------------------------------------------------------------------
 
 int store_secret(struct store *s, const char *name, void *ret, size_t size, struct error *e) {
 	DB_LOCKED(s);

@@ -23,8 +23,7 @@ struct store {
 		sqlite3_stmt *statement;
 	} cache[DB_STATEMENTS_MAX];
 	size_t cached;
-	struct store_key *keys; // all of them
-	size_t key_count;
+	struct access_tables *access; // keys.c
 };
 
 static inline void db_unlock_fn(struct store **s) {
@@ -79,6 +78,9 @@ int db_page_read(struct store *s, sqlite3_stmt *st, struct db_page *p, char next
 
 // tokens.c: keeps a client token, in the transaction that makes what it stands for. -EEXIST: it is kept already; -EDQUOT.
 int token_add(struct store *s, const struct store_token *t, struct error *e);
+// keys.c: reads all keys and roles / forgets them.
+int keys_load(struct store *s, struct error *e);
+void keys_free(struct store *s);
 
 // schema.c: brings the database to the current version, refusing one that a newer program wrote.
 int schema_upgrade(struct store *s, struct error *e);

@@ -87,6 +87,19 @@ static const char *const migrations[] = {
 	"CREATE INDEX connectors_by_account ON connectors(account, seq);"
 	"CREATE UNIQUE INDEX connectors_by_name ON connectors(account, name) WHERE state <> 'DELETED';" CONNECTORS_ARE_USABLE("microvms")
 		CONNECTORS_ARE_USABLE("versions"),
+
+	// Keys have policies, and there are roles. All keys so far came from configurations, which give them their rights anew at every start.
+	// What quotas add up is found by indexes: the memory of microVMs lies in their configuration.
+	"ALTER TABLE keys ADD COLUMN name TEXT NOT NULL DEFAULT '';"
+	"ALTER TABLE keys ADD COLUMN policy TEXT NOT NULL DEFAULT '';"
+	"ALTER TABLE keys ADD COLUMN configured INTEGER NOT NULL DEFAULT 1;"
+	"ALTER TABLE keys ADD COLUMN disabled INTEGER NOT NULL DEFAULT 0;"
+	"ALTER TABLE keys ADD COLUMN created_ms INTEGER NOT NULL DEFAULT 0;"
+	"CREATE TABLE roles(arn TEXT PRIMARY KEY, policy TEXT NOT NULL, configured INTEGER NOT NULL, created_ms INTEGER NOT NULL) WITHOUT "
+	"ROWID;"
+	"ALTER TABLE microvms ADD COLUMN memory_mib INTEGER GENERATED ALWAYS AS (json_extract(config, '$.memoryInMiB')) VIRTUAL;"
+	"CREATE INDEX microvms_memory ON microvms(account, memory_mib) WHERE state <> 'TERMINATED';"
+	"CREATE INDEX builds_unfinished ON builds(image_uuid) WHERE state IN ('PENDING', 'IN_PROGRESS');",
 };
 
 #define SCHEMA_VERSION ((int)(sizeof(migrations) / sizeof(migrations[0])))

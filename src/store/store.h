@@ -1,4 +1,4 @@
-// The metadata store: accounts' keys, images, versions, builds, microVMs. SQLite behind; nothing outside src/store/ sees SQL.
+// The metadata store: accounts' keys and roles, images, versions, builds, microVMs. SQLite behind; nothing outside src/store/ sees SQL.
 //
 // Every function that changes something has committed it durably when it returns 0. All are thread-safe (one connection behind a
 // mutex), may block on the disk, and are therefore called from worker threads, except where noted. Records are plain structs; strings
@@ -23,13 +23,37 @@ struct store; // opaque
 int store_open(const char *folder, struct store **ret, struct error *e);
 void store_close(struct store *s);
 
+// Access keys and roles, keys.c. They lie in memory as well: looking one up waits for no disk.
+#define STORE_KEYS_MAX 10000
+#define STORE_ROLES_MAX 1000
 struct store_key {
 	char id[129];     // access key id
 	char secret[129]; // secret access key
 	char account[13];
+	char name[65];   // what the operator calls it; may be empty
+	bool configured; // comes from the configuration, and goes with it
+	bool disabled;
+	int64_t created_ms; // since the epoch
+	char *policy;       // what it may do (src/api/policy.h); NULL: nothing
 };
-int store_put_key(struct store *s, const struct store_key *k, struct error *e);
-int store_get_key(struct store *s, const char *id, struct store_key *ret, struct error *e); // cheap: cached in memory
+void store_key_clear(struct store_key *k);                                                  // also wipes the secret
+int store_put_key(struct store *s, const struct store_key *k, struct error *e);             // adds or replaces; -ENOSPC: too many
+int store_get_key(struct store *s, const char *id, struct store_key *ret, struct error *e); // a copy to clear
+int store_delete_key(struct store *s, const char *id, struct error *e);
+// Removes the keys of earlier configurations: all configured ones but `id` ("": none stays).
+int store_keep_configured_key(struct store *s, const char *id, struct error *e);
+
+struct store_role {
+	char arn[ARN_MAX];
+	bool configured;
+	int64_t created_ms;
+	char *policy;
+};
+void store_role_clear(struct store_role *r);
+int store_put_role(struct store *s, const struct store_role *r, struct error *e);
+int store_get_role(struct store *s, const char *arn, struct store_role *ret, struct error *e);
+int store_delete_role(struct store *s, const char *arn, struct error *e);
+bool store_has_roles(struct store *s);
 
 struct store_image {
 	char uuid[UUID_TEXT];
@@ -161,6 +185,11 @@ int store_list_versions(struct store *s, const char *image_uuid, const char *aft
 			int (*each)(const struct store_version *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
 int store_list_builds(struct store *s, const char *image_uuid, const char *version, const char *after, size_t limit,
 		      int (*each)(const struct store_build *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
+// Of keys and roles, by id and ARN; the position is the last one given.
+int store_list_keys(struct store *s, const char *after, size_t limit, int (*each)(const struct store_key *, void *), void *arg,
+		    struct error *e);
+int store_list_roles(struct store *s, const char *after, size_t limit, int (*each)(const struct store_role *, void *), void *arg,
+		     struct error *e);
 struct store_microvm_filter {
 	const char *account;   // NULL: all
 	const char *image_arn; // NULL: all
@@ -220,6 +249,29 @@ struct store_stage {
 int store_add_stage(struct store *s, const char *subject, const char *name, int64_t started_ms, int64_t duration_us, const char *detail,
 		    struct error *e);
 int store_list_stages(struct store *s, const char *subject, int (*each)(const struct store_stage *, void *), void *arg, struct error *e);
+
+// Temporary credentials of a microVM's execution role, sessions.c. They are sealed in their own token and recorded nowhere: any stasisd of this
+// store accepts them until they expire, as long as whoever asks also sees that the microVM lives.
+#define SESSION_TOKEN_ROOM 256
+struct store_session {
+	char key_id[32];
+	char secret[64];
+	char microvm[48];
+	int64_t expires_ms; // since the epoch
+};
+int store_mint_session(struct store *s, const char *microvm, int64_t expires_ms, struct store_session *ret, char token[SESSION_TOKEN_ROOM],
+		       struct error *e);
+// -EBADMSG: not a token of ours, or of another key than key_id. Does not look at the time.
+int store_open_session(struct store *s, const char *key_id, const char *token, size_t size, struct store_session *ret, struct error *e);
+
+// What an account uses of its quotas; versions are those of the image, if one is given.
+struct store_usage {
+	int64_t memory_mib;               // of microVMs that are not TERMINATED, as their images ask for it
+	int64_t images, versions, builds; // builds: that are not over
+};
+int store_get_usage(struct store *s, const char *account, const char *image_uuid, struct store_usage *ret, struct error *e);
+// Memory of all microVMs that are neither SUSPENDED nor TERMINATED.
+int store_get_awake(struct store *s, int64_t *ret_memory_mib, struct error *e);
 
 // A secret of the engine: `size` random bytes, made at the first call under that name and the same ever after.
 int store_secret(struct store *s, const char *name, void *ret, size_t size, struct error *e);

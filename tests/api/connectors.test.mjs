@@ -60,7 +60,7 @@ const image = (name, more = {}) =>
 const run = (more = {}) => send('RunMicrovm', { imageIdentifier: arnOf('app'), ...more })
 
 before(async () => {
-  server = await start(undefined, networks)
+  server = await start(undefined, { networks })
   client = server.client()
   await image('app')
 })
@@ -342,7 +342,7 @@ test('connectors survive, and follow the networks that there are', async () => {
   const k = await made('survivor', ['subnet-b'])
   const pending = await create('interrupted', ['subnet-a'])
   await server.kill()
-  server = await start(server.folder, { 'subnet-a': networks['subnet-a'] })
+  server = await start(server.folder, { networks: { 'subnet-a': networks['subnet-a'] } })
   client = server.client()
   assert.equal((await settled(pending.Id)).State, 'ACTIVE')
   let now
@@ -350,7 +350,7 @@ test('connectors survive, and follow the networks that there are', async () => {
   assert.deepEqual([now.State, now.StateReasonCode], ['INACTIVE', 'InvalidSubnet'])
   await fails(run({ egressNetworkConnectors: [k.Arn] }), 'ValidationException', 'is INACTIVE; it must be ACTIVE')
   await server.kill()
-  server = await start(server.folder, networks)
+  server = await start(server.folder, { networks })
   client = server.client()
   while ((now = await get(k.Arn)).State === 'INACTIVE');
   assert.deepEqual([now.State, now.StateReasonCode], ['ACTIVE', undefined])

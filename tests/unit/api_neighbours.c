@@ -119,6 +119,22 @@ int neighbours_start(struct engine *en, struct error *e) {
 	return r < 0 ? r : images_start(en, e);
 }
 
+// What a guest with an execution role would be given lies in <state>/credentials-<id>.json. Those of a role whose name ends with "expired" are.
+static void leave_credentials(struct engine *en, const struct store_microvm *m) {
+	struct store_session s;
+	char token[SESSION_TOKEN_ROOM], path[400];
+	bool expired = strstr(m->config, "expired\"") != NULL;
+	if (strstr(m->config, "executionRoleArn") == NULL ||
+	    store_mint_session(en->store, m->id, (int64_t)realtime_ms() + (expired ? -1 : 60000), &s, token, NULL) < 0)
+		return;
+	snprintf(path, sizeof(path), "%s/credentials-%s.json", en->config.state_folder, m->id);
+	FILE *f = fopen(path, "we");
+	if (f == NULL)
+		return;
+	fprintf(f, "{\"accessKeyId\":\"%s\",\"secretAccessKey\":\"%s\",\"sessionToken\":\"%s\"}", s.key_id, s.secret, token);
+	fclose(f);
+}
+
 int microvm_run(struct engine *en, const struct microvm_run *r, struct store_microvm *ret, struct error *e) {
 	struct store_microvm m = {.started_ms = (int64_t)realtime_ms(),
 				  .maximum_duration_s = r->maximum_duration_s,
@@ -150,6 +166,7 @@ int microvm_run(struct engine *en, const struct microvm_run *r, struct store_mic
 		store_microvm_clear(&m);
 		return done;
 	}
+	leave_credentials(en, &m);
 	*ret = m;
 	return 0;
 }

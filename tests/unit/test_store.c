@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -82,8 +83,7 @@ static void add_usable(struct store *s, const char *name, char uuid[UUID_TEXT]) 
 
 static int add_microvm_with(struct store *s, const char *image_uuid, const char *image_arn, const char *state, const char *config,
 			    const struct store_token *token, char id[48], struct error *e) {
-	char copy[512];
-	snprintf(copy, sizeof(copy), "%s", config);
+	cleanup_free char *copy = strdup(config);
 	struct store_microvm m = {.started_ms = 5,
 				  .maximum_duration_s = 28800,
 				  .has_idle_policy = true,
@@ -109,18 +109,161 @@ static int add_microvm(struct store *s, const char *image_uuid, const char *imag
 	return add_microvm_with(s, image_uuid, image_arn, state, "{\"k\":[1]}", token, id, e);
 }
 
+static int count_key(const struct store_key *k, void *arg) {
+	char *seen = arg;
+	strcat(seen, k->id);
+	strcat(seen, " ");
+	return 0;
+}
+
+static void put_key(const char *id, bool configured, const char *policy) {
+	struct store_key k = {.secret = "s", .account = "000000000000", .configured = configured, .created_ms = 7};
+	snprintf(k.id, sizeof(k.id), "%s", id);
+	cleanup_free char *copy = strdup(policy);
+	k.policy = copy;
+	assert_int_equal(store_put_key(store, &k, NULL), 0);
+}
+
 static void keys_are_kept(void **state) {
 	(void)state;
 	struct store_key k = {.id = "AKIDEXAMPLE", .secret = "one", .account = "000000000000"}, got;
+	struct stat st;
+	char path[128];
 	assert_int_equal(store_put_key(store, &k, NULL), 0);
 	strcpy(k.secret, "two");
+	strcpy(k.name, "ci");
+	k.disabled = true;
+	k.created_ms = 12345;
+	k.policy = (char[]){"{}"};
 	assert_int_equal(store_put_key(store, &k, NULL), 0);
-	reopen();
-	assert_int_equal(store_get_key(store, "AKIDEXAMPLE", &got, NULL), 0);
-	assert_string_equal(got.secret, "two");
-	assert_string_equal(got.account, "000000000000");
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(store_get_key(store, "AKIDEXAMPLE", &got, NULL), 0);
+		assert_string_equal(got.secret, "two");
+		assert_string_equal(got.account, "000000000000");
+		assert_string_equal(got.name, "ci");
+		assert_string_equal(got.policy, "{}");
+		assert_true(got.disabled && !got.configured && got.created_ms == 12345);
+		store_key_clear(&got);
+		assert_string_equal(got.secret, "");
+		reopen();
+	}
 	assert_int_equal(store_get_key(store, "akidexample", &got, NULL), -ENOENT);
 	assert_int_equal(store_get_key(store, "", &got, NULL), -ENOENT);
+	// Nobody else reads what holds secrets.
+	static const char *const files[] = {"stasis.db", "stasis.db-wal"};
+	for (size_t i = 0; i < 2; i++) {
+		snprintf(path, sizeof(path), "%s/%s", folder, files[i]);
+		assert_int_equal(stat(path, &st), 0);
+		assert_int_equal(st.st_mode & 07777, 0600);
+	}
+}
+
+static void keys_are_listed_and_go(void **state) {
+	(void)state;
+	char seen[256] = "";
+	struct store_key got;
+	put_key("B", true, "{}");
+	put_key("D", false, "{}");
+	put_key("A", true, "{}");
+	put_key("C", false, "{}");
+	assert_int_equal(store_list_keys(store, NULL, 100, count_key, seen, NULL), 0);
+	assert_string_equal(seen, "A B C D ");
+	seen[0] = '\0';
+	assert_int_equal(store_list_keys(store, "A", 2, count_key, seen, NULL), 0);
+	assert_string_equal(seen, "B C ");
+	assert_int_equal(store_delete_key(store, "C", NULL), 0);
+	assert_int_equal(store_delete_key(store, "C", NULL), -ENOENT);
+	// A key of an earlier configuration goes; those that the operator made stay.
+	assert_int_equal(store_keep_configured_key(store, "B", NULL), 0);
+	for (int i = 0; i < 2; i++) {
+		seen[0] = '\0';
+		assert_int_equal(store_list_keys(store, NULL, 100, count_key, seen, NULL), 0);
+		assert_string_equal(seen, "B D ");
+		assert_int_equal(store_get_key(store, "A", &got, NULL), -ENOENT);
+		reopen();
+	}
+	assert_int_equal(store_keep_configured_key(store, "", NULL), 0);
+	assert_int_equal(store_get_key(store, "B", &got, NULL), -ENOENT);
+}
+
+static void roles_are_kept(void **state) {
+	(void)state;
+	struct store_role role = {.arn = "arn:aws:iam::000000000000:role/r", .created_ms = 5, .policy = (char[]){"{1}"}}, got;
+	assert_false(store_has_roles(store));
+	assert_int_equal(store_put_role(store, &role, NULL), 0);
+	role.policy = (char[]){"{2}"};
+	role.configured = true;
+	assert_int_equal(store_put_role(store, &role, NULL), 0);
+	for (int i = 0; i < 2; i++) {
+		assert_true(store_has_roles(store));
+		assert_int_equal(store_get_role(store, role.arn, &got, NULL), 0);
+		assert_string_equal(got.policy, "{2}");
+		assert_true(got.configured && got.created_ms == 5);
+		store_role_clear(&got);
+		reopen();
+	}
+	assert_int_equal(store_delete_role(store, role.arn, NULL), 0);
+	assert_int_equal(store_delete_role(store, role.arn, NULL), -ENOENT);
+	assert_int_equal(store_get_role(store, role.arn, &got, NULL), -ENOENT);
+	assert_false(store_has_roles(store));
+}
+
+static void sessions_are_sealed(void **state) {
+	(void)state;
+	static const char id[] = "microvm-01234567-89ab-4cde-8f01-23456789abcd";
+	struct store_session a, b, got;
+	char token[SESSION_TOKEN_ROOM], other[SESSION_TOKEN_ROOM];
+	assert_int_equal(store_mint_session(store, id, 1234567890123, &a, token, NULL), 0);
+	assert_int_equal(store_mint_session(store, id, 1234567890123, &b, other, NULL), 0);
+	assert_true(strlen(token) < SESSION_TOKEN_ROOM);
+	assert_memory_equal(a.key_id, "ASIA", 4);
+	assert_int_equal(strlen(a.key_id), 20);
+	assert_int_equal(strlen(a.secret), 40);
+	assert_string_not_equal(a.key_id, b.key_id);
+	assert_string_not_equal(a.secret, b.secret);
+	reopen(); // another stasisd knows them
+	assert_int_equal(store_open_session(store, a.key_id, token, strlen(token), &got, NULL), 0);
+	assert_string_equal(got.secret, a.secret);
+	assert_string_equal(got.microvm, id);
+	assert_int_equal(got.expires_ms, 1234567890123);
+	assert_int_equal(store_open_session(store, b.key_id, token, strlen(token), &got, NULL), -EBADMSG);
+	assert_int_equal(store_open_session(store, a.key_id, other, strlen(other), &got, NULL), -EBADMSG);
+	for (size_t i = 0; i < strlen(token); i++) {
+		char broken[SESSION_TOKEN_ROOM];
+		strcpy(broken, token);
+		broken[i] = broken[i] == 'A' ? 'B' : 'A';
+		assert_int_equal(store_open_session(store, a.key_id, broken, strlen(broken), &got, NULL), -EBADMSG);
+		assert_int_equal(store_open_session(store, a.key_id, token, i, &got, NULL), -EBADMSG);
+	}
+}
+
+static void usage_adds_up(void **state) {
+	(void)state;
+	struct store_usage u;
+	int64_t awake;
+	char id[48], uuid[UUID_TEXT], second[UUID_TEXT];
+	assert_int_equal(store_get_usage(store, "000000000000", NULL, &u, NULL), 0);
+	assert_true(u.memory_mib == 0 && u.images == 0 && u.versions == 0 && u.builds == 0);
+	static const char *const living[][2] = {
+		{"RUNNING", "{\"memoryInMiB\":512}"},
+		{"SUSPENDED", "{\"memoryInMiB\":1024}"},
+		{"TERMINATED", "{\"memoryInMiB\":4096}"},
+		{"PENDING", "{}"}, // older than quotas
+	};
+	add_usable(store, "one", uuid);
+	assert_int_equal(add_image("000000000000", "two", second, NULL), 0);
+	assert_int_equal(add_image("111111111111", "one", second, NULL), 0);
+	for (size_t i = 0; i < 4; i++)
+		assert_int_equal(add_microvm_with(store, uuid, "arn", living[i][0], living[i][1], NULL, id, NULL), 0);
+	assert_int_equal(store_get_usage(store, "000000000000", uuid, &u, NULL), 0);
+	assert_int_equal(u.memory_mib, 512 + 1024 + 2048);
+	assert_int_equal(u.images, 2);
+	assert_int_equal(u.versions, 1);
+	assert_int_equal(u.builds, 1);
+	assert_int_equal(store_get_usage(store, "222222222222", NULL, &u, NULL), 0);
+	assert_true(u.memory_mib == 0 && u.images == 0 && u.builds == 0);
+	assert_int_equal(store_get_awake(store, &awake, NULL), 0);
+	assert_int_equal(awake, 512 + 2048);
 }
 
 static int take_build(const struct store_build *from, void *arg) {
@@ -772,6 +915,10 @@ static void connectors_in_use_stay(void **state) {
 int main(void) {
 	const struct CMUnitTest tests[] = {
 		TEST(keys_are_kept),
+		TEST(keys_are_listed_and_go),
+		TEST(roles_are_kept),
+		TEST(sessions_are_sealed),
+		TEST(usage_adds_up),
 		TEST(image_lives),
 		TEST(finish_of_a_missing_build_changes_nothing),
 		TEST(client_tokens_are_kept),
