@@ -146,13 +146,14 @@ bool access_may(struct call *c, const char *action, const char *resource) {
 // Operations ------------------------------------------------------------------------------------------------------------------------
 
 enum access_target {
-	TARGET_ALL,     // needs "*"
-	TARGET_IMAGE,   // the image that the first label names
-	TARGET_VERSION, // the image of the first label, or the version of it that the second one names
-	TARGET_CREATED, // the image that the body's `name` will be
-	TARGET_RUN,     // the image that the body's `imageIdentifier` names
-	TARGET_MICROVM, // the image of the microVM that the first label names
-	TARGET_LABEL,   // the ARN in the first label
+	TARGET_ALL,       // needs "*"
+	TARGET_IMAGE,     // the image that the first label names
+	TARGET_VERSION,   // the image of the first label, or the version of it that the second one names
+	TARGET_CREATED,   // the image that the body's `name` will be
+	TARGET_RUN,       // the image that the body's `imageIdentifier` names
+	TARGET_MICROVM,   // the image of the microVM that the first label names
+	TARGET_LABEL,     // the ARN in the first label
+	TARGET_CONNECTOR, // the network connector that the first label names, by ARN, name or id
 };
 
 // Operations are named as in the route table; those that are not listed need "*".
@@ -181,6 +182,9 @@ static const struct {
 	{"TagResource", TARGET_LABEL, NULL},
 	{"UntagResource", TARGET_LABEL, NULL},
 	{"ListTags", TARGET_LABEL, NULL},
+	{"GetNetworkConnector", TARGET_CONNECTOR, NULL},
+	{"UpdateNetworkConnector", TARGET_CONNECTOR, NULL},
+	{"DeleteNetworkConnector", TARGET_CONNECTOR, NULL},
 	{"build log", TARGET_VERSION, "stasis:GetLogs"},
 	{"build stages", TARGET_VERSION, "stasis:GetLogs"},
 	{"log", TARGET_MICROVM, "stasis:GetLogs"},
@@ -234,6 +238,16 @@ static bool check_microvm(struct call *c, const char *action) {
 	return fine;
 }
 
+// One that is not there is reported at once, in the operation's words.
+static bool check_connector(struct call *c, const char *action) {
+	struct store_connector k;
+	if (!find_connector_ever(c, c->labels[0], &k))
+		return false;
+	bool fine = access_may(c, action, k.arn);
+	store_connector_clear(&k);
+	return fine;
+}
+
 // A body without the member is refused by the operation's shape.
 static bool check_body_image(struct call *c, const char *action, const char *member, bool name) {
 	const char *text = json_string_value(json_object_get(c->body, member));
@@ -259,6 +273,8 @@ static bool check_target(struct call *c, enum access_target target, const char *
 		return check_body_image(c, action, "imageIdentifier", false);
 	case TARGET_MICROVM:
 		return check_microvm(c, action);
+	case TARGET_CONNECTOR:
+		return check_connector(c, action);
 	case TARGET_ALL:
 		break;
 	}

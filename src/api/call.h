@@ -146,6 +146,7 @@ bool put_ingress(struct call *c, const json_t *given, json_t *config);
 bool put_egress(struct call *c, const json_t *given, const json_t *inherited, json_t *config);
 // The account's connector with this id ("nc-…"), name or ARN. False: failed and answered.
 bool find_connector(struct call *c, const char *identifier, struct store_connector *ret);
+bool find_connector_ever(struct call *c, const char *identifier, struct store_connector *ret); // deleted ones too, by their id or ARN
 // Brings connectors whose state is one of passage to the next, and sees which networks there still are: at the start, on a worker.
 void connectors_start(struct engine *en);
 

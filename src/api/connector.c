@@ -98,8 +98,7 @@ static bool read_identifier(struct call *c, const char *text, char name[NAME_MAX
 	return true;
 }
 
-// Deleted ones too, by their id or ARN.
-static bool find_any(struct call *c, const char *text, struct store_connector *ret) {
+bool find_connector_ever(struct call *c, const char *text, struct store_connector *ret) {
 	char name[NAME_MAX_BYTES];
 	long version;
 	struct error e = {0};
@@ -120,7 +119,7 @@ static bool find_any(struct call *c, const char *text, struct store_connector *r
 }
 
 bool find_connector(struct call *c, const char *text, struct store_connector *ret) {
-	if (!find_any(c, text, ret))
+	if (!find_connector_ever(c, text, ret))
 		return false;
 	if (strcmp(ret->state, "DELETED") != 0)
 		return true;
@@ -349,7 +348,7 @@ static void start_delete(struct call *c, const struct store_connector *k) {
 void delete_connector(struct call *c) {
 	struct store_connector k;
 	LOCK_CONNECTORS;
-	if (!find_any(c, c->labels[0], &k))
+	if (!find_connector_ever(c, c->labels[0], &k))
 		return;
 	start_delete(c, &k);
 	store_connector_clear(&k);

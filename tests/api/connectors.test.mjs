@@ -356,3 +356,26 @@ test('connectors survive, and follow the networks that there are', async () => {
   assert.deepEqual([now.State, now.StateReasonCode], ['ACTIVE', undefined])
   await run({ egressNetworkConnectors: [k.Arn] })
 })
+
+test('each operation needs its action, on the connector', async () => {
+  const allow = (Action, Resource = '*') => ({ Statement: [{ Effect: 'Allow', Action, Resource }] })
+  const keyOf = async (policy) => {
+    const { json } = await call(server, 'POST', '/_stasis/keys', { body: JSON.stringify({ policy }) })
+    return { accessKeyId: json.accessKeyId, secretAccessKey: json.secretAccessKey }
+  }
+  const { Arn, Id } = await made('guarded')
+  const denied = (r, action, resource) => refused(r, 403, 'AccessDeniedException', ` is not authorized to perform: lambda:${action} on resource: ${resource} `)
+  const none = { key: await keyOf(allow('logs:*')) }
+  denied(await core('POST', '', request('more', ['subnet-a']), none), 'CreateNetworkConnector', '*')
+  denied(await core('GET', '', undefined, none), 'ListNetworkConnectors', '*')
+  for (const spelling of ['guarded', Id, Arn]) {
+    denied(await core('GET', id(spelling), undefined, none), 'GetNetworkConnector', Arn)
+    denied(await core('PUT', id(spelling), { Configuration: vpc(['subnet-b']) }, none), 'UpdateNetworkConnector', Arn)
+    denied(await core('DELETE', id(spelling), undefined, none), 'DeleteNetworkConnector', Arn)
+  }
+  const reader = { key: await keyOf(allow('lambda:GetNetworkConnector', Arn)) }
+  assert.equal((await core('GET', id('guarded'), undefined, reader)).json.Id, Id)
+  denied(await core('DELETE', id('guarded'), undefined, reader), 'DeleteNetworkConnector', Arn)
+  assert.equal((await core('GET', id('nothing-here'), undefined, reader)).status, 404)
+  assert.equal((await get('guarded')).State, 'ACTIVE')
+})
