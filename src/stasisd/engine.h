@@ -38,10 +38,10 @@ struct config {
 	int64_t build_limit_s;        // "buildLimitSeconds": 3600; a build that takes longer fails
 	char networks[16384]; // "networks": JSON object, subnet id → what it leads to; what it means is stasis-launch's (launch/networks.h)
 	char log_level[8];    // "logLevel": info; debug, info, warn, error
-	char roles[16384];            // "roles": JSON object, role ARN → policy
-	char quotas[8192];            // "quotas": JSON object, account or "default" → limits (src/api/quota.h)
-	int64_t host_memory_mib;      // "hostMemoryMib": 0; of all microVMs that are awake together; 0: no limit
-	int64_t host_reserve_mib;     // "hostReserveMib": 128; no microVM is run while less memory is available; 0: not looked at
+	char roles[16384];    // "roles": JSON object, role ARN → policy
+	char quotas[8192];    // "quotas": JSON object, account or "default" → limits (src/api/quota.h)
+	int64_t host_memory_mib;  // "hostMemoryMib": 0; of all microVMs that are awake together; 0: no limit
+	int64_t host_reserve_mib; // "hostReserveMib": 128; no microVM is run while less memory is available; 0: not looked at
 };
 
 // Reads and checks the file: unknown members, wrong types and values out of range are refused by name.
