@@ -38,6 +38,8 @@ int call_not_found(struct call *c, const char *format, ...) __attribute__((forma
 
 // Checks the body against a shape; an absent body counts as {}. False: the call has failed, and is answered.
 bool call_check_body(struct call *c, const struct shape *shape);
+// The same, with constraints that no shape can express: `more` adds its violations to the others.
+bool call_check_body_and(struct call *c, const struct shape *shape, void (*more)(const struct call *c, struct violations *v));
 
 // Lists: maxResults and nextToken of the query.
 struct call_page {

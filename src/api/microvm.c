@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define SERVICE_DURATION_S 28800 // what a microVM may live for that says nothing else
+
 // Answers -----------------------------------------------------------------------------------------------------------------------------
 
 // A bare host name, with the port where it is not HTTPS's own.
@@ -116,6 +118,10 @@ static json_t *make_config(struct call *c, const struct store_version *v) {
 	return config;
 }
 
+static int64_t default_duration(const struct engine *en) {
+	return en->config.maximum_duration_s < SERVICE_DURATION_S ? en->config.maximum_duration_s : SERVICE_DURATION_S;
+}
+
 static void run_version(struct call *c, const struct store_image *image, const struct store_version *version, struct store_token *token) {
 	const json_t *policy = json_object_get(c->body, "idlePolicy"), *maximum = json_object_get(c->body, "maximumDurationInSeconds");
 	const char *payload = json_string_value(json_object_get(c->body, "runHookPayload"));
@@ -137,7 +143,7 @@ static void run_version(struct call *c, const struct store_image *image, const s
 		.account = c->key.account,
 		.image = image,
 		.version = version,
-		.maximum_duration_s = json_is_integer(maximum) ? json_integer_value(maximum) : 28800,
+		.maximum_duration_s = json_is_integer(maximum) ? json_integer_value(maximum) : default_duration(c->en),
 		.has_idle_policy = json_is_object(policy),
 		.max_idle_s = json_integer_value(json_object_get(policy, "maxIdleDurationSeconds")),
 		.suspended_s = json_integer_value(json_object_get(policy, "suspendedDurationSeconds")),
@@ -157,6 +163,16 @@ static void run_version(struct call *c, const struct store_image *image, const s
 	store_microvm_clear(&m);
 }
 
+// Longer than the service's eight hours only where the operator allows it.
+static void check_duration(const struct call *c, struct violations *v) {
+	json_int_t given = json_integer_value(json_object_get(c->body, "maximumDurationInSeconds"));
+	char text[24];
+	snprintf(text, sizeof(text), "%lld", (long long)given);
+	if (given > c->en->config.maximum_duration_s)
+		violation_add(v, text, "maximumDurationInSeconds", "have value less than or equal to %lld",
+			      (long long)c->en->config.maximum_duration_s);
+}
+
 // Before anything else is said about it: that the image is named as it must be, and whose it is.
 static bool is_permitted(struct call *c) {
 	const char *arn = json_string_value(json_object_get(c->body, "imageIdentifier"));
@@ -170,7 +186,8 @@ void run_microvm(struct call *c) {
 	cleanup_idempotency once = {.lock = NULL};
 	struct store_image image;
 	struct store_version version;
-	if (!call_check_body(c, &shape_run) || !is_permitted(c) || !idempotency_begin(c, 200, &once) || !find_usable(c, &image, &version))
+	if (!call_check_body_and(c, &shape_run, check_duration) || !is_permitted(c) || !idempotency_begin(c, 200, &once) ||
+	    !find_usable(c, &image, &version))
 		return;
 	run_version(c, &image, &version, once.token);
 	store_image_clear(&image);

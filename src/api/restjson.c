@@ -148,6 +148,10 @@ json_t *json_member_or_null(const json_t *o, const char *name) {
 // Bodies and queries ------------------------------------------------------------------------------------------------------------------
 
 bool call_check_body(struct call *c, const struct shape *shape) {
+	return call_check_body_and(c, shape, NULL);
+}
+
+bool call_check_body_and(struct call *c, const struct shape *shape, void (*more)(const struct call *c, struct violations *v)) {
 	char message[128];
 	if (c->body == NULL && (c->body = json_object()) == NULL) {
 		call_fail(c, 500, "InternalServerException", "out of memory");
@@ -159,6 +163,8 @@ bool call_check_body(struct call *c, const struct shape *shape) {
 	}
 	struct violations v = {.count = 0};
 	shape_check(shape, c->body, "", &v);
+	if (more != NULL)
+		more(c, &v);
 	if (v.count > 0) {
 		cleanup_free char *all = violations_message(&v);
 		call_fail(c, 400, "ValidationException", "%s", all == NULL ? "" : all);

@@ -187,7 +187,7 @@ static const struct shape idle_policy = {.kind = SHAPE_STRUCTURE,
 										  {"autoResumeEnabled", &boolean, true},
 										  END}};
 static const struct shape payload = {.kind = SHAPE_STRING, .max = 4096, .sensitive = true};
-static const struct shape maximum_duration = {.kind = SHAPE_INTEGER, .min = 1, .max = 28800};
+static const struct shape maximum_duration = {.kind = SHAPE_INTEGER, .min = 1}; // the most is configured: microvm.c
 
 const struct shape shape_run = {.kind = SHAPE_STRUCTURE,
 				.members = (const struct shape_member[]){{"imageIdentifier", &run_image, true},

@@ -68,6 +68,7 @@ static const struct member members[] = {
 	TEXT("logLevel", MEMBER_LEVEL, log_level, "info"),
 	TEXT("roles", MEMBER_OBJECT, roles, "{}"),
 	TEXT("quotas", MEMBER_OBJECT, quotas, "{}"),
+	NUMBER("maximumDurationSeconds", MEMBER_INT64, maximum_duration_s, 1, INT32_MAX, 28800),
 	NUMBER("hostMemoryMib", MEMBER_INT64, host_memory_mib, 0, 1 << 30, 0),
 	NUMBER("hostReserveMib", MEMBER_INT64, host_reserve_mib, 0, 1 << 20, 128),
 };

@@ -40,8 +40,9 @@ struct config {
 	char log_level[8];    // "logLevel": info; debug, info, warn, error
 	char roles[16384];    // "roles": JSON object, role ARN → policy
 	char quotas[8192];    // "quotas": JSON object, account or "default" → limits (src/api/quota.h)
-	int64_t host_memory_mib;  // "hostMemoryMib": 0; of all microVMs that are awake together; 0: no limit
-	int64_t host_reserve_mib; // "hostReserveMib": 128; no microVM is run while less memory is available; 0: not looked at
+	int64_t maximum_duration_s; // "maximumDurationSeconds": 28800; the most that a Run may ask for
+	int64_t host_memory_mib;    // "hostMemoryMib": 0; of all microVMs that are awake together; 0: no limit
+	int64_t host_reserve_mib;   // "hostReserveMib": 128; no microVM is run while less memory is available; 0: not looked at
 };
 
 // Reads and checks the file: unknown members, wrong types and values out of range are refused by name.
