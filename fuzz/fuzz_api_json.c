@@ -1,5 +1,5 @@
-// JSON requests of the API: parsing with its limits, types, constraints, the message that lists the violations. The first byte chooses the
-// operation.
+// JSON requests of the API: parsing with its limits, types, constraints, the message that lists the violations. The first byte, a
+// digit, chooses the operation.
 #include "api/api_internal.h"
 #include "api/validate.h"
 
@@ -9,10 +9,15 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-	static const struct shape *const shapes[] = {&shape_create_image, &shape_run, &shape_auth_token};
+	static const struct shape *const shapes[] = {&shape_create_image,     &shape_run,
+						     &shape_auth_token,       &shape_create_connector,
+						     &shape_update_connector, &shape_update_image,
+						     &shape_update_version,   &shape_shell_auth_token,
+						     &shape_tag_resource,     &shape_untag_resource,
+						     &shape_build_filters};
 	if (size == 0)
 		return 0;
-	const struct shape *shape = shapes[data[0] % 3];
+	const struct shape *shape = shapes[(uint8_t)(data[0] - '0') % (sizeof(shapes) / sizeof(shapes[0]))];
 	json_t *body = NULL;
 	const char *why = NULL;
 	char *copy = malloc(size);

@@ -2,6 +2,8 @@
 #include "api/api.h"
 
 #include "api/api_internal.h"
+#include "api/call.h"
+#include "api/quota.h"
 #include "base/log.h"
 #include "stasisd/engine.h"
 #include "store/artifacts.h"
@@ -25,6 +27,9 @@ int api_start(struct engine *en, struct error *e) {
 			return r;
 	}
 	artifacts_limit_total(en->artifacts, (uint64_t)en->config.artifact_store_limit);
+	int q = en->quotas == NULL ? quotas_start(en, e) : 0;
+	if (q < 0)
+		return q;
 	struct api *a = calloc(1, sizeof(*a));
 	if (a == NULL)
 		return error_set(e, -ENOMEM, "out of memory starting the API");
@@ -56,6 +61,7 @@ int api_start(struct engine *en, struct error *e) {
 		return r;
 	}
 	en->api = a;
+	connectors_start(en);
 	log_info("api.listening", LOG_S("api", en->config.api_listen), LOG_U("port", server_port(a->api)),
 		 LOG_S("artifacts", en->config.s3_listen), LOG_U("artifactsPort", server_port(a->s3)));
 	return 0;

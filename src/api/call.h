@@ -2,6 +2,7 @@
 // either with call_answer() or with call_fail().
 #pragma once
 
+#include "api/access.h"
 #include "api/server.h"
 #include "api/validate.h"
 #include "base/error.h"
@@ -15,8 +16,11 @@ struct call {
 	struct engine *en;
 	struct exchange *x;
 	struct store_key key;          // whose call it is
+	char principal[PRINCIPAL_MAX]; // his ARN
+	bool by_operator;              // below /_stasis/
 	const char *operation;         // "GetMicrovm"
 	bool classic;                  // errors have the names and members of the service's older API
+	bool core;                     // of lambda-core: classic, with Message instead of message
 	char *labels[CALL_LABELS_MAX]; // decoded, without NUL
 	size_t label_count;
 	struct slice query; // still encoded
@@ -34,6 +38,8 @@ int call_not_found(struct call *c, const char *format, ...) __attribute__((forma
 
 // Checks the body against a shape; an absent body counts as {}. False: the call has failed, and is answered.
 bool call_check_body(struct call *c, const struct shape *shape);
+// The same, with constraints that no shape can express: `more` adds its violations to the others.
+bool call_check_body_and(struct call *c, const struct shape *shape, void (*more)(const struct call *c, struct violations *v));
 
 // Lists: maxResults and nextToken of the query.
 struct call_page {
@@ -43,6 +49,10 @@ struct call_page {
 bool call_page(struct call *c, struct call_page *ret); // false: failed and answered
 // {"items": items, "nextToken": …}; takes the reference of items. `next` as the store gave it.
 void call_answer_page(struct call *c, json_t *items, const char *next);
+
+// The same for lambda-core: other names, at most 100 a page, and no NextMarker on the last.
+bool call_core_page(struct call *c, struct call_page *ret);
+void call_answer_core_page(struct call *c, const char *items_name, json_t *items, const char *next);
 
 // A parameter of the query, decoded. NULL: absent (or malformed: then *failed is set and the call answered). The caller frees it.
 char *call_query(struct call *c, const char *name, bool *failed);
@@ -80,6 +90,11 @@ void list_managed_versions(struct call *c);
 void tag_resource(struct call *c);
 void untag_resource(struct call *c);
 void list_tags(struct call *c);
+void create_connector(struct call *c);
+void get_connector(struct call *c);
+void list_connectors(struct call *c);
+void update_connector(struct call *c);
+void delete_connector(struct call *c);
 
 // The operator's namespace, operator.c. Paths without an operation name; the health check and the certificate need no signature.
 void operator_health(struct call *c);
@@ -91,6 +106,16 @@ void operator_microvm_log(struct call *c);
 void operator_microvm_console(struct call *c);
 void operator_microvm_stages(struct call *c);
 void operator_shutdown(struct call *c);
+// Access keys and roles, operator_access.c.
+void operator_list_keys(struct call *c);
+void operator_get_key(struct call *c);
+void operator_create_key(struct call *c);
+void operator_update_key(struct call *c);
+void operator_delete_key(struct call *c);
+void operator_list_roles(struct call *c);
+void operator_get_role(struct call *c);
+void operator_put_role(struct call *c);
+void operator_delete_role(struct call *c);
 
 // Shared by the resources.
 // Adds the members of an image version's configuration that its answers echo.
@@ -98,8 +123,12 @@ void add_image_config(json_t *to, const json_t *config);
 json_t *tags_or_null(const char *stored);
 // Tag keys that begin with "aws:" are the service's own. False: failed and answered.
 bool check_tag_keys(struct call *c, const json_t *tags);
-// The part of one of the service's ARNs behind the account; NULL when it is none.
-const char *arn_resource(const char *text);
+struct arn {
+	char region[33], account[13];
+	const char *resource; // within the text that was parsed
+};
+// arn:aws…:lambda:<region>:<account>:<resource>
+bool parse_arn(const char *text, struct arn *ret);
 // Whether the text is the ARN of an image of the caller's account. False: failed and answered.
 bool is_own_image_arn(struct call *c, const char *text);
 // Finds the image that an ARN names and checks that it is the caller's. False: failed and answered.
@@ -112,13 +141,20 @@ void normalise_version(const char *text, char to[VERSION_TEXT]);
 struct base_image;
 const struct base_image *find_base_image(struct engine *en, const char *arn, char canonical[ARN_MAX]);
 void managed_image_arn(struct engine *en, const char *name, char to[ARN_MAX]);
-// Managed connectors: checks each ARN of a list. False: failed and answered.
-enum connector_kind { CONNECTOR_INGRESS, CONNECTOR_EGRESS };
-bool check_connectors(struct call *c, const json_t *list, enum connector_kind kind);
-json_t *default_connector(struct call *c, const char *name); // a list of the one
+// Connectors of a request, connector_list.c. Each checks the list that was given (NULL, null or empty: the default) and puts it into the
+// configuration of what is made, egress with the networks that it leads to ("egressNetworks"). False: failed and answered.
+bool put_ingress(struct call *c, const json_t *given, json_t *config);
+// `inherited`: of the image version; NULL: there is none.
+bool put_egress(struct call *c, const json_t *given, const json_t *inherited, json_t *config);
+// The account's connector with this id ("nc-…"), name or ARN. False: failed and answered.
+bool find_connector(struct call *c, const char *identifier, struct store_connector *ret);
+bool find_connector_ever(struct call *c, const char *identifier, struct store_connector *ret); // deleted ones too, by their id or ARN
+// Brings connectors whose state is one of passage to the next, and sees which networks there still are: at the start, on a worker.
+void connectors_start(struct engine *en);
 
-// Idempotency, idempotency.c. Begin once the body is checked: true when the call is to be carried out; false when it was before, and is answered as
-// it was then (with `status`), or refused. `token` goes with the record that the call makes. While held, no other call with the same token runs.
+// Idempotency, idempotency.c. Begin once the body is checked: true when the call is to be carried out; false
+// when it was before, and is answered as it was then (with `status`), or refused. `token` goes with the record that the call makes. While held, no
+// other call with the same token runs.
 struct token_lock;
 struct idempotency {
 	struct token_lock *lock;

@@ -28,10 +28,14 @@ static struct token_lock *lock_token(const struct store_token *t) {
 	return l;
 }
 
+static const char *token_member(const struct call *c) {
+	return c->core ? "ClientToken" : "clientToken";
+}
+
 // Of everything that the call says, but for the token.
 static void digest_request(const struct call *c, char to[static STORE_DIGEST]) {
 	cleanup_json json_t *copy = json_copy(c->body);
-	json_object_del(copy, "clientToken");
+	json_object_del(copy, token_member(c));
 	cleanup_free char *body = json_dumps(copy, JSON_COMPACT | JSON_SORT_KEYS);
 	cleanup_text all = {0};
 	for (size_t i = 0; i < c->label_count; i++)
@@ -49,7 +53,7 @@ static void answer_again(struct call *c, int status, const struct idempotency *i
 
 bool idempotency_begin(struct call *c, int status, struct idempotency *ret) {
 	*ret = (struct idempotency){.lock = NULL};
-	const char *token = json_string_value(json_object_get(c->body, "clientToken"));
+	const char *token = json_string_value(json_object_get(c->body, token_member(c)));
 	if (token == NULL)
 		return true;
 	digest_request(c, ret->digest);

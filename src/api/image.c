@@ -1,5 +1,6 @@
 // Images: CreateMicrovmImage, UpdateMicrovmImage, GetMicrovmImage, ListMicrovmImages, DeleteMicrovmImage (spec sections 1.4 and 2.1).
 #include "api/call.h"
+#include "api/quota.h"
 #include "base/cleanup.h"
 #include "images/images.h"
 #include "store/artifacts.h"
@@ -109,15 +110,6 @@ static bool check_hooks(struct call *c, const json_t *config) {
 	return true;
 }
 
-static bool check_egress(struct call *c, json_t *config) {
-	const json_t *list = json_object_get(config, "egressNetworkConnectors");
-	if (!check_connectors(c, list, CONNECTOR_EGRESS))
-		return false;
-	if (json_array_size(list) == 0)
-		json_object_set_new(config, "egressNetworkConnectors", default_connector(c, "INTERNET_EGRESS"));
-	return true;
-}
-
 // Answers -----------------------------------------------------------------------------------------------------------------------------
 
 void add_image_config(json_t *to, const json_t *config) {
@@ -196,7 +188,7 @@ static json_t *make_config(struct call *c) {
 			json_object_set(config, echoed[i], member);
 	}
 	if (check_base(c, config) && check_artifact(c, config) && check_memory(c, config) && check_hooks(c, config) &&
-	    check_egress(c, config))
+	    put_egress(c, json_object_get(config, "egressNetworkConnectors"), NULL, config))
 		return config;
 	json_decref(config);
 	return NULL;
@@ -210,7 +202,8 @@ void create_image(struct call *c) {
 	if (!check_tag_keys(c, tags))
 		return;
 	cleanup_json json_t *config = make_config(c);
-	if (config == NULL)
+	cleanup_quota_hold hold = {NULL, NULL};
+	if (config == NULL || !access_pass(c, c->body) || !quota_admit_image(c, &hold))
 		return;
 	cleanup_free char *config_text = json_dumps(config, JSON_COMPACT);
 	cleanup_free char *tags_text = json_is_object(tags) ? json_dumps(tags, JSON_COMPACT) : strdup("{}");
@@ -238,7 +231,8 @@ void create_image(struct call *c) {
 
 static void update(struct call *c, const struct store_image *image, struct store_token *token) {
 	cleanup_json json_t *config = make_config(c);
-	if (config == NULL)
+	cleanup_quota_hold hold = {NULL, NULL};
+	if (config == NULL || !access_pass(c, c->body) || !quota_admit_version(c, image->uuid, &hold))
 		return;
 	cleanup_free char *config_text = json_dumps(config, JSON_COMPACT);
 	if (config_text == NULL) {

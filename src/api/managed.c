@@ -37,9 +37,9 @@ void list_managed_images(struct call *c) {
 
 void list_managed_versions(struct call *c) {
 	struct call_page page;
+	struct arn named;
 	char arn[ARN_MAX];
-	const char *resource = arn_resource(c->labels[0]);
-	if (resource == NULL || strncmp(resource, "microvm-image:", 14) != 0) {
+	if (!parse_arn(c->labels[0], &named) || strncmp(named.resource, "microvm-image:", 14) != 0) {
 		call_fail(c, 400, "ValidationException", "Invalid ARN format: %.256s", c->labels[0]);
 		return;
 	}

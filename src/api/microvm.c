@@ -1,10 +1,13 @@
 // MicroVMs: RunMicrovm, GetMicrovm, ListMicrovms, SuspendMicrovm, ResumeMicrovm, TerminateMicrovm (spec sections 1.5 and 2.4).
 #include "api/call.h"
+#include "api/quota.h"
 #include "base/cleanup.h"
 #include "microvms/microvms.h"
 
 #include <stdio.h>
 #include <string.h>
+
+#define SERVICE_DURATION_S 28800 // what a microVM may live for that says nothing else
 
 // Answers -----------------------------------------------------------------------------------------------------------------------------
 
@@ -88,29 +91,35 @@ static bool has_run_hook(const struct store_version *v) {
 	return run != NULL && strcmp(run, "ENABLED") == 0;
 }
 
+static json_int_t memory_of(const json_t *image_config) {
+	const json_t *first = json_array_get(json_object_get(image_config, "resources"), 0);
+	json_int_t mib = json_integer_value(json_object_get(first, "minimumMemoryInMiB"));
+	return mib > 0 ? mib : 2048;
+}
+
 // What GetMicrovm echoes. NULL: the call has failed.
 static json_t *make_config(struct call *c, const struct store_version *v) {
-	const json_t *ingress = json_object_get(c->body, "ingressNetworkConnectors"),
-		     *egress = json_object_get(c->body, "egressNetworkConnectors");
-	if (!check_connectors(c, ingress, CONNECTOR_INGRESS) || !check_connectors(c, egress, CONNECTOR_EGRESS))
-		return NULL;
 	json_t *config = json_object();
 	cleanup_json json_t *of_image = json_stored(v->config);
-	if (json_array_size(ingress) > 0)
-		json_object_set_new(config, "ingressNetworkConnectors", json_deep_copy(ingress));
-	else
-		json_object_set_new(config, "ingressNetworkConnectors", default_connector(c, "HTTP_INGRESS"));
-	if (json_array_size(egress) > 0)
-		json_object_set_new(config, "egressNetworkConnectors", json_deep_copy(egress));
-	else
-		json_object_set_new(config, "egressNetworkConnectors", json_member_or_null(of_image, "egressNetworkConnectors"));
+	if (!put_ingress(c, json_object_get(c->body, "ingressNetworkConnectors"), config) ||
+	    !put_egress(c, json_object_get(c->body, "egressNetworkConnectors"), json_object_get(of_image, "egressNetworkConnectors"),
+			config)) {
+		json_decref(config);
+		return NULL;
+	}
 	for (size_t i = 0; i < 2; i++) {
 		const char *name = i == 0 ? "executionRoleArn" : "logging";
 		json_t *member = json_object_get(c->body, name);
 		if (member != NULL && !json_is_null(member))
 			json_object_set(config, name, member);
 	}
+	// What quotas count.
+	json_object_set_new(config, "memoryInMiB", json_integer(memory_of(of_image)));
 	return config;
+}
+
+static int64_t default_duration(const struct engine *en) {
+	return en->config.maximum_duration_s < SERVICE_DURATION_S ? en->config.maximum_duration_s : SERVICE_DURATION_S;
 }
 
 static void run_version(struct call *c, const struct store_image *image, const struct store_version *version, struct store_token *token) {
@@ -121,7 +130,9 @@ static void run_version(struct call *c, const struct store_image *image, const s
 		return;
 	}
 	cleanup_json json_t *config = make_config(c, version);
-	if (config == NULL)
+	cleanup_quota_hold hold = {NULL, NULL};
+	if (config == NULL || !access_pass(c, config) ||
+	    !quota_admit_microvm(c, json_integer_value(json_object_get(config, "memoryInMiB")), &hold))
 		return;
 	cleanup_free char *config_text = json_dumps(config, JSON_COMPACT);
 	if (config_text == NULL) {
@@ -132,7 +143,7 @@ static void run_version(struct call *c, const struct store_image *image, const s
 		.account = c->key.account,
 		.image = image,
 		.version = version,
-		.maximum_duration_s = json_is_integer(maximum) ? json_integer_value(maximum) : 28800,
+		.maximum_duration_s = json_is_integer(maximum) ? json_integer_value(maximum) : default_duration(c->en),
 		.has_idle_policy = json_is_object(policy),
 		.max_idle_s = json_integer_value(json_object_get(policy, "maxIdleDurationSeconds")),
 		.suspended_s = json_integer_value(json_object_get(policy, "suspendedDurationSeconds")),
@@ -152,6 +163,16 @@ static void run_version(struct call *c, const struct store_image *image, const s
 	store_microvm_clear(&m);
 }
 
+// Longer than the service's eight hours only where the operator allows it.
+static void check_duration(const struct call *c, struct violations *v) {
+	json_int_t given = json_integer_value(json_object_get(c->body, "maximumDurationInSeconds"));
+	char text[24];
+	snprintf(text, sizeof(text), "%lld", (long long)given);
+	if (given > c->en->config.maximum_duration_s)
+		violation_add(v, text, "maximumDurationInSeconds", "have value less than or equal to %lld",
+			      (long long)c->en->config.maximum_duration_s);
+}
+
 // Before anything else is said about it: that the image is named as it must be, and whose it is.
 static bool is_permitted(struct call *c) {
 	const char *arn = json_string_value(json_object_get(c->body, "imageIdentifier"));
@@ -165,7 +186,8 @@ void run_microvm(struct call *c) {
 	cleanup_idempotency once = {.lock = NULL};
 	struct store_image image;
 	struct store_version version;
-	if (!call_check_body(c, &shape_run) || !is_permitted(c) || !idempotency_begin(c, 200, &once) || !find_usable(c, &image, &version))
+	if (!call_check_body_and(c, &shape_run, check_duration) || !is_permitted(c) || !idempotency_begin(c, 200, &once) ||
+	    !find_usable(c, &image, &version))
 		return;
 	run_version(c, &image, &version, once.token);
 	store_image_clear(&image);

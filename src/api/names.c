@@ -1,20 +1,13 @@
-// Names that calls carry: ARNs of images and connectors, versions; and finding the records behind them.
+// Names that calls carry: ARNs of images, versions; and finding the records behind them.
 #include "api/call.h"
 #include "images/images.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#define MANAGED_CONNECTOR "network-connector:aws-network-connector:"
 #define AWS_BASE_NAME "al2023-1" // the service's own base image: stands for config.default_base
 
-struct arn {
-	char region[33], account[13];
-	const char *resource;
-};
-
-// arn:aws…:lambda:<region>:<account>:<resource>
-static bool parse_arn(const char *text, struct arn *ret) {
+bool parse_arn(const char *text, struct arn *ret) {
 	if (strncmp(text, "arn:aws", 7) != 0)
 		return false;
 	const char *at = text + 7;
@@ -36,14 +29,9 @@ static bool parse_arn(const char *text, struct arn *ret) {
 	return true;
 }
 
-const char *arn_resource(const char *text) {
-	struct arn arn;
-	return parse_arn(text, &arn) ? arn.resource : NULL;
-}
-
 static void deny(struct call *c, const char *resource) {
-	call_fail(c, 403, "AccessDeniedException", "User: arn:aws:iam::%s:root is not authorized to perform: lambda:%s on resource: %.300s",
-		  c->key.account, c->operation, resource);
+	call_fail(c, 403, "AccessDeniedException", "User: %s is not authorized to perform: lambda:%s on resource: %.300s", c->principal,
+		  c->operation, resource);
 }
 
 bool is_own_image_arn(struct call *c, const char *text) {
@@ -139,38 +127,4 @@ const struct base_image *find_base_image(struct engine *en, const char *text, ch
 		}
 	}
 	return NULL;
-}
-
-// Connectors ------------------------------------------------------------------------------------------------------------------------
-
-bool check_connectors(struct call *c, const json_t *list, enum connector_kind kind) {
-	static const char *const ingress[] = {"HTTP_INGRESS", "ALL_INGRESS", "SHELL_INGRESS", "NO_INGRESS", NULL};
-	static const char *const egress[] = {"INTERNET_EGRESS", "NO_EGRESS", NULL};
-	for (size_t i = 0; i < json_array_size(list); i++) {
-		const char *text = json_string_value(json_array_get(list, i));
-		struct arn arn;
-		if (!parse_arn(text, &arn) || strncmp(arn.resource, "network-connector:", 18) != 0) {
-			call_fail(c, 400, "ValidationException", "Malformed network connector ARN");
-			return false;
-		}
-		bool known = false;
-		if (strcmp(arn.account, "aws") == 0 && strncmp(arn.resource, MANAGED_CONNECTOR, strlen(MANAGED_CONNECTOR)) == 0)
-			for (const char *const *name = kind == CONNECTOR_INGRESS ? ingress : egress; *name != NULL; name++)
-				known = known || strcmp(arn.resource + strlen(MANAGED_CONNECTOR), *name) == 0;
-		if (!known && strcmp(arn.account, "aws") == 0) {
-			call_fail(c, 400, "ValidationException", "Unrecognized managed network connector ARN: %.300s", text);
-			return false;
-		}
-		if (!known) {
-			call_not_found(c, "Network connector not found: %.300s", text);
-			return false;
-		}
-	}
-	return true;
-}
-
-json_t *default_connector(struct call *c, const char *name) {
-	char arn[ARN_MAX];
-	snprintf(arn, sizeof(arn), "arn:aws:lambda:%s:aws:" MANAGED_CONNECTOR "%s", c->en->config.region, name);
-	return json_pack("[s]", arn);
 }

@@ -6,6 +6,7 @@
 
 #include "api/call.h"
 #include "api/json_write.h"
+#include "api/quota.h"
 #include "api/sigv4.h"
 #include "base/base64.h"
 #include "base/cleanup.h"
@@ -22,6 +23,7 @@
 #define SEGMENTS_MAX 12 // of a path
 #define PAGE_DEFAULT 50
 #define PAGE_MAX 50
+#define CORE_PAGE_MAX 100
 
 // Answers ---------------------------------------------------------------------------------------------------------------------------
 
@@ -55,7 +57,7 @@ void call_answer_nothing(struct call *c) {
 	exchange_reply(c->x, 204, NULL, 0);
 }
 
-// The names of errors in the older part of the service's API, which the tag operations belong to (spec section 1.3).
+// The names of errors in the older part of the service's API, which the tag operations and lambda-core belong to (spec section 1.3).
 static const char *classic_name(const char *name) {
 	static const char *const pairs[][2] = {
 		{"ValidationException", "InvalidParameterValueException"}, {"SerializationException", "InvalidParameterValueException"},
@@ -72,7 +74,7 @@ static void send_error(struct call *c, int status, const char *name, const char 
 	cleanup_json json_t *body = json_object();
 	// A message may quote what a stranger sent, cut somewhere: then it is better missing than not JSON.
 	json_t *text = json_string(message);
-	json_object_set_new(body, "message", text == NULL ? json_null() : text);
+	json_object_set_new(body, c->core ? "Message" : "message", text == NULL ? json_null() : text);
 	if (c->classic) {
 		name = classic_name(name);
 		json_object_set_new(body, "Type", json_string(status < 500 ? "User" : "Service"));
@@ -84,6 +86,8 @@ static void send_error(struct call *c, int status, const char *name, const char 
 		json_object_set_new(body, "serviceCode", json_null());
 		json_object_set_new(body, "quotaCode", json_null());
 	}
+	if (c->core && status == 429)
+		json_object_set_new(body, "Reason", json_string("CallerRateLimitExceeded"));
 	exchange_header(c->x, "x-amzn-errortype", "%s", name);
 	log_info("api.refused", LOG_S("operation", c->operation), LOG_S("error", name), LOG_S("message", message),
 		 LOG_S("requestId", exchange_id(c->x)));
@@ -151,6 +155,10 @@ json_t *json_member_or_null(const json_t *o, const char *name) {
 // Bodies and queries ------------------------------------------------------------------------------------------------------------------
 
 bool call_check_body(struct call *c, const struct shape *shape) {
+	return call_check_body_and(c, shape, NULL);
+}
+
+bool call_check_body_and(struct call *c, const struct shape *shape, void (*more)(const struct call *c, struct violations *v)) {
 	char message[128];
 	if (c->body == NULL && (c->body = json_object()) == NULL) {
 		call_fail(c, 500, "InternalServerException", "out of memory");
@@ -162,6 +170,8 @@ bool call_check_body(struct call *c, const struct shape *shape) {
 	}
 	struct violations v = {.count = 0};
 	shape_check(shape, c->body, "", &v);
+	if (more != NULL)
+		more(c, &v);
 	if (v.count > 0) {
 		cleanup_free char *all = violations_message(&v);
 		call_fail(c, 400, "ValidationException", "%s", all == NULL ? "" : all);
@@ -188,8 +198,8 @@ char *call_query(struct call *c, const char *name, bool *failed) {
 #define TAG 16
 
 static void token_context(const struct call *c, struct text *to) {
-	static const char *const parameters[] = {"nameFilter",   "imageIdentifier", "imageVersion",
-						 "architecture", "chipset",         "chipsetGeneration"};
+	static const char *const parameters[] = {"nameFilter", "imageIdentifier",   "imageVersion", "architecture",
+						 "chipset",    "chipsetGeneration", "State"};
 	text_format(to, "%s %s", c->key.account, c->operation);
 	for (size_t i = 0; i < c->label_count; i++)
 		text_format(to, "\n%s", c->labels[i]);
@@ -240,7 +250,15 @@ static bool open_token(const struct call *c, const char *token, char cursor[STOR
 	return fine;
 }
 
-static bool page_limit(struct call *c, const char *text, size_t *ret) {
+// The names that a list's query has for its parameters.
+struct page_names {
+	const char *limit, *limit_path, *token;
+	long most;
+};
+static const struct page_names microvms_page = {"maxResults", "maxResults", "nextToken", PAGE_MAX};
+static const struct page_names core_page = {"MaxItems", "maxItems", "Marker", CORE_PAGE_MAX};
+
+static bool page_limit(struct call *c, const struct page_names *names, const char *text, size_t *ret) {
 	if (text == NULL) {
 		*ret = PAGE_DEFAULT;
 		return true;
@@ -252,10 +270,10 @@ static bool page_limit(struct call *c, const char *text, size_t *ret) {
 		call_fail(c, 400, "SerializationException", "STRING_VALUE can not be converted to an Integer");
 		return false;
 	}
-	if (value < 1 || value > PAGE_MAX) {
+	if (value < 1 || value > names->most) {
 		struct violations v = {.count = 0};
-		violation_add(&v, text, "maxResults", "have value %s than or equal to %d", value < 1 ? "greater" : "less",
-			      value < 1 ? 1 : PAGE_MAX);
+		violation_add(&v, text, names->limit_path, "have value %s than or equal to %ld", value < 1 ? "greater" : "less",
+			      value < 1 ? 1 : names->most);
 		cleanup_free char *message = violations_message(&v);
 		free(v.text.data);
 		call_fail(c, 400, "ValidationException", "%s", message == NULL ? "" : message);
@@ -265,33 +283,51 @@ static bool page_limit(struct call *c, const char *text, size_t *ret) {
 	return true;
 }
 
-bool call_page(struct call *c, struct call_page *ret) {
+static bool read_page(struct call *c, const struct page_names *names, struct call_page *ret) {
 	bool failed = false;
 	*ret = (struct call_page){.limit = 0};
-	cleanup_free char *limit = call_query(c, "maxResults", &failed);
-	if (failed || !page_limit(c, limit, &ret->limit))
+	cleanup_free char *limit = call_query(c, names->limit, &failed);
+	if (failed || !page_limit(c, names, limit, &ret->limit))
 		return false;
-	cleanup_free char *token = call_query(c, "nextToken", &failed);
+	cleanup_free char *token = call_query(c, names->token, &failed);
 	if (failed)
 		return false;
 	if (token != NULL && token[0] != '\0' && !open_token(c, token, ret->after)) {
-		call_fail(c, 400, "ValidationException", "Invalid nextToken: it must come from the same list with the same parameters");
+		call_fail(c, 400, "ValidationException", "Invalid %s: it must come from the same list with the same parameters",
+			  names->token);
 		return false;
 	}
 	return true;
 }
 
-void call_answer_page(struct call *c, json_t *items, const char *next) {
+bool call_page(struct call *c, struct call_page *ret) {
+	return read_page(c, &microvms_page, ret);
+}
+
+bool call_core_page(struct call *c, struct call_page *ret) {
+	return read_page(c, &core_page, ret);
+}
+
+static void answer_page(struct call *c, const char *items_name, json_t *items, const char *token_name, const char *next) {
 	json_t *answer = json_object();
-	json_object_set_new(answer, "items", items);
+	json_object_set_new(answer, items_name, items);
 	cleanup_free char *token = next[0] == '\0' ? NULL : seal_token(c, next);
 	if (next[0] != '\0' && token == NULL) {
 		json_decref(answer);
 		call_fail(c, 500, "InternalServerException", "no page token could be made");
 		return;
 	}
-	json_object_set_new(answer, "nextToken", token == NULL ? json_null() : json_string(token));
+	if (token != NULL || !c->core)
+		json_object_set_new(answer, token_name, token == NULL ? json_null() : json_string(token));
 	call_answer(c, 200, answer);
+}
+
+void call_answer_page(struct call *c, json_t *items, const char *next) {
+	answer_page(c, "items", items, "nextToken", next);
+}
+
+void call_answer_core_page(struct call *c, const char *items_name, json_t *items, const char *next) {
+	answer_page(c, items_name, items, "NextMarker", next);
 }
 
 // Routing -----------------------------------------------------------------------------------------------------------------------------
@@ -307,6 +343,9 @@ struct route {
 #define MANAGED "/2025-09-09/managed-microvm-images"
 #define MICROVMS "/2025-09-09/microvms"
 #define TAGS "/2017-03-31/tags"
+#define CORE "/2026-04-04/"
+#define CONNECTORS CORE "network-connectors"
+#define OPERATORS "/_stasis/"
 
 static const struct route routes[] = {
 	{"POST", IMAGES, "CreateMicrovmImage", create_image, false},
@@ -333,6 +372,11 @@ static const struct route routes[] = {
 	{"POST", TAGS "/{}", "TagResource", tag_resource, false},
 	{"DELETE", TAGS "/{}", "UntagResource", untag_resource, false},
 	{"GET", TAGS "/{}", "ListTags", list_tags, false},
+	{"POST", CONNECTORS, "CreateNetworkConnector", create_connector, false},
+	{"GET", CONNECTORS, "ListNetworkConnectors", list_connectors, false},
+	{"GET", CONNECTORS "/{}", "GetNetworkConnector", get_connector, false},
+	{"PUT", CONNECTORS "/{}", "UpdateNetworkConnector", update_connector, false},
+	{"DELETE", CONNECTORS "/{}", "DeleteNetworkConnector", delete_connector, false},
 	{"GET", "/_stasis/health", "health", operator_health, true},
 	{"GET", "/_stasis/ca.pem", "ca.pem", operator_certificate, true},
 	{"GET", "/_stasis/status", "status", operator_status, false},
@@ -342,6 +386,15 @@ static const struct route routes[] = {
 	{"GET", "/_stasis/microvms/{}/console", "console", operator_microvm_console, false},
 	{"GET", "/_stasis/microvms/{}/stages", "stages", operator_microvm_stages, false},
 	{"POST", "/_stasis/shutdown", "shutdown", operator_shutdown, false},
+	{"GET", "/_stasis/keys", "keys", operator_list_keys, false},
+	{"POST", "/_stasis/keys", "create key", operator_create_key, false},
+	{"GET", "/_stasis/keys/{}", "key", operator_get_key, false},
+	{"PATCH", "/_stasis/keys/{}", "update key", operator_update_key, false},
+	{"DELETE", "/_stasis/keys/{}", "delete key", operator_delete_key, false},
+	{"GET", "/_stasis/roles", "roles", operator_list_roles, false},
+	{"GET", "/_stasis/roles/{}", "role", operator_get_role, false},
+	{"PUT", "/_stasis/roles/{}", "put role", operator_put_role, false},
+	{"DELETE", "/_stasis/roles/{}", "delete role", operator_delete_role, false},
 };
 
 struct segments {
@@ -463,6 +516,23 @@ static void fail_signature(struct call *c, enum sigv4_verdict v, const struct er
 	}
 }
 
+static bool identify(struct call *c, const struct sigv4 *s, const struct http_head *h) {
+	struct error e = {0};
+	switch (access_identify(c->en, s, h, &c->key, c->principal, &e)) {
+	case ACCESS_KNOWN:
+		return true;
+	case ACCESS_EXPIRED:
+		call_fail(c, 403, "ExpiredTokenException", "The security token included in the request is expired");
+		return false;
+	case ACCESS_FAILED:
+		call_fail_with(c, &e);
+		return false;
+	default:
+		call_fail(c, 403, "UnrecognizedClientException", "The security token included in the request is invalid.");
+		return false;
+	}
+}
+
 static bool authenticate(struct call *c, const struct http_head *h, struct slice body) {
 	struct sigv4 s;
 	struct error e = {0};
@@ -471,10 +541,8 @@ static bool authenticate(struct call *c, const struct http_head *h, struct slice
 		fail_signature(c, v, &e);
 		return false;
 	}
-	if (store_get_key(c->en->store, s.key_id, &c->key, NULL) < 0) {
-		call_fail(c, 403, "UnrecognizedClientException", "The security token included in the request is invalid.");
+	if (!identify(c, &s, h))
 		return false;
-	}
 	char digest[SIGV4_HEX];
 	sha256_hex(body.data, body.size, digest);
 	v = sigv4_check(&s, h, c->key.secret, digest, (int64_t)(realtime_ms() / 1000), &e);
@@ -483,7 +551,7 @@ static bool authenticate(struct call *c, const struct http_head *h, struct slice
 		error_set(&e, -EACCES, "The value of X-Amz-Content-Sha256 does not match the body; this service takes no unsigned bodies");
 		v = SIGV4_MISMATCH;
 	}
-	memset(c->key.secret, 0, sizeof(c->key.secret));
+	explicit_bzero(c->key.secret, sizeof(c->key.secret));
 	if (v != SIGV4_FINE)
 		fail_signature(c, v, &e);
 	return v == SIGV4_FINE;
@@ -496,8 +564,11 @@ static void run_call(struct call *c, const struct http_head *h) {
 	const struct route *route = split_path(path, &segments) ? find_route(h->method, &segments) : NULL;
 	if (route != NULL)
 		c->operation = route->operation;
-	c->classic = route != NULL && strncmp(route->path, TAGS, strlen(TAGS)) == 0;
-	if ((route == NULL || !route->open) && !authenticate(c, h, body))
+	c->core = path.size >= strlen(CORE) && memcmp(path.data, CORE, strlen(CORE)) == 0;
+	c->classic = c->core || (route != NULL && strncmp(route->path, TAGS, strlen(TAGS)) == 0);
+	c->by_operator = route != NULL && strncmp(route->path, OPERATORS, strlen(OPERATORS)) == 0;
+	bool open = route != NULL && route->open;
+	if (!open && (!authenticate(c, h, body) || !quota_rate(c)))
 		return;
 	if (route == NULL) {
 		call_fail(c, 404, "UnknownOperationException", "Stasis knows no operation %.*s %.*s",
@@ -514,7 +585,8 @@ static void run_call(struct call *c, const struct http_head *h) {
 		call_fail(c, 400, "SerializationException", "%s", why);
 		return;
 	}
-	route->run(c);
+	if (open || access_check(c))
+		route->run(c);
 }
 
 void api_handle(struct exchange *x, void *arg) {
@@ -524,6 +596,7 @@ void api_handle(struct exchange *x, void *arg) {
 	for (size_t i = 0; i < c.label_count; i++)
 		free(c.labels[i]);
 	json_decref(c.body);
+	store_key_clear(&c.key);
 	log_debug("api.call", LOG_S("operation", c.operation), LOG_S("account", c.key.account), LOG_S("requestId", exchange_id(x)),
 		  LOG_U("us", (monotonic_ns() - started) / 1000));
 }

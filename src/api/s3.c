@@ -34,6 +34,7 @@ static int status_of(const char *name) {
 		{"BucketAlreadyOwnedByYou", 409},
 		{"BucketNotEmpty", 409},
 		{"EntityTooLarge", 400},
+		{"ExpiredToken", 400},
 		{"EntityTooSmall", 400},
 		{"IncompleteBody", 400},
 		{"InvalidAccessKeyId", 403},
@@ -46,6 +47,7 @@ static int status_of(const char *name) {
 		{"InsufficientStorage", 507},
 		{"InvalidRequest", 400},
 		{"InvalidStorageClass", 400},
+		{"InvalidToken", 400},
 		{"InvalidURI", 400},
 		{"KeyTooLongError", 400},
 		{"MalformedXML", 400},
@@ -296,6 +298,27 @@ static bool is_payload(const char *s) {
 	return strlen(s) == 64 && strspn(s, "0123456789abcdef") == 64;
 }
 
+static bool identify(struct s3_call *c) {
+	struct error e = {0};
+	switch (access_identify(c->en, &c->signature, c->head, &c->key, c->principal, &e)) {
+	case ACCESS_KNOWN:
+		return true;
+	case ACCESS_UNKNOWN:
+		s3_fail(c, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.");
+		return false;
+	case ACCESS_BAD_TOKEN:
+		s3_fail(c, "InvalidToken", "The provided token is malformed or otherwise invalid.");
+		return false;
+	case ACCESS_EXPIRED:
+		s3_fail(c, "ExpiredToken", "The provided token has expired.");
+		return false;
+	case ACCESS_FAILED:
+		break;
+	}
+	s3_fail_with(c, &e);
+	return false;
+}
+
 static bool authenticate(struct s3_call *c) {
 	struct error e = {0};
 	enum sigv4_verdict v = sigv4_parse(c->head, "s3", &c->signature, &e);
@@ -303,10 +326,8 @@ static bool authenticate(struct s3_call *c) {
 		fail_signature(c, v, &e);
 		return false;
 	}
-	if (store_get_key(c->en->store, c->signature.key_id, &c->key, NULL) < 0) {
-		s3_fail(c, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.");
+	if (!identify(c))
 		return false;
-	}
 	const struct http_header *stated = http_find(c->head, "x-amz-content-sha256");
 	cleanup_free char *in_query = s3_query(c, "X-Amz-Content-Sha256");
 	if (stated != NULL && stated->value.size < sizeof(c->payload))
@@ -397,6 +418,8 @@ static void run_call(struct s3_call *c) {
 			return;
 		}
 	}
+	if (!s3_check_access(c))
+		return;
 	if (c->bucket[0] == '\0' && is_method(c, "GET"))
 		s3_list_buckets(c);
 	else if (c->bucket[0] == '\0')
@@ -414,7 +437,7 @@ void s3_handle(struct exchange *x, void *arg) {
 	exchange_header(x, "server", "Stasis");
 	run_call(&c);
 	free(c.object);
-	memset(c.key.secret, 0, sizeof(c.key.secret));
+	store_key_clear(&c.key);
 	log_debug("artifacts.call", LOG_S("bucket", c.bucket), LOG_S("requestId", exchange_id(x)),
 		  LOG_U("us", (monotonic_ns() - started) / 1000));
 }

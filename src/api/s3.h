@@ -2,6 +2,7 @@
 // s3_copy.c, s3_bucket.c, s3_list.c and s3_upload.c are the operations.
 #pragma once
 
+#include "api/access.h"
 #include "api/server.h"
 #include "api/sigv4.h"
 #include "api/text.h"
@@ -16,6 +17,7 @@ struct s3_call {
 	struct exchange *x;
 	const struct http_head *head;
 	struct store_key key;
+	char principal[PRINCIPAL_MAX]; // whose key it is
 	struct sigv4 signature;
 	char payload[64 + 1]; // what stands for the body in the signature
 	char bucket[256];     // "" for the service itself
@@ -41,6 +43,11 @@ bool s3_parse_number(struct slice text, uint64_t *ret);
 bool s3_query_number(struct s3_call *c, const char *name, uint64_t most, uint64_t *ret);
 void s3_time(int64_t ms, char to[static 32]);      // 2026-01-02T03:04:05.678Z
 void s3_http_time(int64_t ms, char to[static 40]); // Fri, 02 Jan 2026 03:04:05 GMT
+
+// Access, s3_access.c. Whether the caller may do what the request asks for. False: failed and answered.
+bool s3_check_access(struct s3_call *c);
+// One action on a bucket or, with a key, an object; without a bucket on "*". 0 or -EACCES, with *e named for an answer.
+int s3_allowed(struct s3_call *c, const char *action, const char *bucket, const char *key, struct error *e);
 
 // Bodies. ------------------------------------------------------------------------------------------------------------------------
 struct s3_checksum {

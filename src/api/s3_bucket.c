@@ -155,10 +155,13 @@ static void delete_keys(struct s3_call *c, const struct s3_delete_request *r) {
 	open_root(&t, "DeleteResult");
 	for (size_t i = 0; i < r->count; i++) {
 		struct error e = {0};
-		if (artifacts_delete_object(c->en->artifacts, c->bucket, r->keys[i], NULL, &e) < 0) {
+		int done = s3_allowed(c, "s3:DeleteObject", c->bucket, r->keys[i], &e);
+		if (done == 0)
+			done = artifacts_delete_object(c->en->artifacts, c->bucket, r->keys[i], NULL, &e);
+		if (done < 0) {
 			text_puts(&t, "<Error>");
 			xml_element(&t, "Key", r->keys[i]);
-			xml_element(&t, "Code", "InternalError");
+			xml_element(&t, "Code", done == -EACCES ? "AccessDenied" : "InternalError");
 			xml_element(&t, "Message", e.message);
 			text_puts(&t, "</Error>");
 		} else if (!r->quiet) {

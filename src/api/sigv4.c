@@ -430,7 +430,22 @@ bool sigv4_same(const char *a, const char *b) {
 	return strlen(a) == strlen(b) && CRYPTO_memcmp(a, b, strlen(a)) == 0;
 }
 
-static void format_time(int64_t at, char to[static 17]) {
+bool sigv4_signature(const struct sigv4 *s, const struct http_head *h, const char *secret, const char *payload, char to[static SIGV4_HEX]) {
+	cleanup_text canonical = {0};
+	char digest[SIGV4_HEX], scope[80], string[sizeof(ALGORITHM) + 17 + 80 + SIGV4_HEX + 4];
+	if (!canonical_request(&canonical, s, h, payload))
+		return false;
+	sha256_hex(canonical.data, canonical.size, digest);
+	sigv4_scope(s, scope);
+	int n = snprintf(string, sizeof(string), ALGORITHM "\n%s\n%s\n%s", s->amz_date, scope, digest);
+	unsigned char key[32];
+	signing_key(s, secret, key);
+	sigv4_sign(key, string, (size_t)n, to);
+	OPENSSL_cleanse(key, sizeof(key));
+	return true;
+}
+
+void sigv4_format_time(int64_t at, char to[static 17]) {
 	time_t t = (time_t)at;
 	struct tm tm;
 	if (gmtime_r(&t, &tm) == NULL || strftime(to, 17, "%Y%m%dT%H%M%SZ", &tm) == 0)
@@ -439,9 +454,9 @@ static void format_time(int64_t at, char to[static 17]) {
 
 static enum sigv4_verdict check_time(const struct sigv4 *s, int64_t now, struct error *e) {
 	char is[17], limit[17];
-	format_time(now, is);
+	sigv4_format_time(now, is);
 	if (s->signed_at > now + SIGV4_SKEW_S) {
-		format_time(now + SIGV4_SKEW_S, limit);
+		sigv4_format_time(now + SIGV4_SKEW_S, limit);
 		error_set(e, -EKEYEXPIRED, "Signature not yet current: %s is still later than %s (%s + 5 min.)", s->amz_date, limit, is);
 		return SIGV4_SKEWED;
 	}
@@ -450,7 +465,7 @@ static enum sigv4_verdict check_time(const struct sigv4 *s, int64_t now, struct 
 		return SIGV4_EXPIRED;
 	}
 	if (!s->presigned && s->signed_at < now - SIGV4_SKEW_S) {
-		format_time(now - SIGV4_SKEW_S, limit);
+		sigv4_format_time(now - SIGV4_SKEW_S, limit);
 		error_set(e, -EKEYEXPIRED, "Signature expired: %s is now earlier than %s (%s - 5 min.)", s->amz_date, limit, is);
 		return SIGV4_SKEWED;
 	}
@@ -467,21 +482,13 @@ enum sigv4_verdict sigv4_check(const struct sigv4 *s, const struct http_head *h,
 			  "There were headers present in the request which were not signed: Host and every X-Amz-* header must be");
 		return SIGV4_UNSIGNED;
 	}
-	cleanup_text canonical = {0};
-	char digest[SIGV4_HEX], scope[80], string[sizeof(ALGORITHM) + 17 + 80 + SIGV4_HEX + 4], signature[SIGV4_HEX];
-	if (!canonical_request(&canonical, s, h, payload)) {
+	char signature[SIGV4_HEX];
+	if (!sigv4_signature(s, h, secret, payload, signature)) {
 		error_set(
 			e, -EINVAL,
 			"The path, query or list of signed headers cannot be read: percent-encoding is wrong, or there is too much of it");
 		return SIGV4_MALFORMED;
 	}
-	sha256_hex(canonical.data, canonical.size, digest);
-	sigv4_scope(s, scope);
-	int n = snprintf(string, sizeof(string), ALGORITHM "\n%s\n%s\n%s", s->amz_date, scope, digest);
-	unsigned char key[32];
-	signing_key(s, secret, key);
-	sigv4_sign(key, string, (size_t)n, signature);
-	OPENSSL_cleanse(key, sizeof(key));
 	if (!sigv4_same(signature, s->signature)) {
 		error_set(e, -EACCES,
 			  "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key "

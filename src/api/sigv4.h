@@ -47,6 +47,11 @@ enum sigv4_verdict sigv4_parse(const struct http_head *h, const char *service, s
 enum sigv4_verdict sigv4_check(const struct sigv4 *s, const struct http_head *h, const char *secret, const char *payload, int64_t now_s,
 			       struct error *e);
 
+// The signature that a request of this head has when it is signed as *s says: scope, amz_date, signed_headers (key_id and signature are not looked
+// at). For those who sign as well as for those who check. False: the head cannot be put into canonical form.
+bool sigv4_signature(const struct sigv4 *s, const struct http_head *h, const char *secret, const char *payload, char to[static SIGV4_HEX]);
+void sigv4_format_time(int64_t at_s, char to[static 17]); // YYYYMMDDTHHMMSSZ; "" for times without a year of four digits
+
 // The key that signs for this scope, 32 bytes, and one signature with it over a string to sign; for the chunks of streamed bodies.
 void sigv4_key(const struct sigv4 *s, const char *secret, unsigned char key[32]);
 void sigv4_sign(const unsigned char key[32], const char *string, size_t size, char to[static SIGV4_HEX]);

@@ -15,6 +15,12 @@ static int get_image_tags(struct call *c, const char *arn, json_t **ret) {
 	return 0;
 }
 
+static int end_patch(struct call *c, int r, const struct error *e) {
+	if (r == -E2BIG)
+		return call_fail(c, 400, "ValidationException", "A resource can have at most %d tags", STORE_TAGS_MAX);
+	return r < 0 ? call_fail_with(c, e) : 0;
+}
+
 static int patch_image_tags(struct call *c, const char *arn, const char *patch) {
 	struct store_image i;
 	struct error e = {0};
@@ -22,11 +28,26 @@ static int patch_image_tags(struct call *c, const char *arn, const char *patch) 
 		return -1;
 	int r = store_patch_image_tags(c->en->store, i.uuid, patch, &e);
 	store_image_clear(&i);
-	if (r == -E2BIG)
-		return call_fail(c, 400, "ValidationException", "A resource can have at most %d tags", STORE_TAGS_MAX);
-	if (r == -ENOENT)
-		return call_not_found(c, "MicroVMImage not found for MicroVMImageID: %s", arn);
-	return r < 0 ? call_fail_with(c, &e) : 0;
+	return r == -ENOENT ? call_not_found(c, "MicroVMImage not found for MicroVMImageID: %s", arn) : end_patch(c, r, &e);
+}
+
+static int get_connector_tags(struct call *c, const char *arn, json_t **ret) {
+	struct store_connector k;
+	if (!find_connector(c, arn, &k))
+		return -1;
+	*ret = json_stored(k.tags);
+	store_connector_clear(&k);
+	return 0;
+}
+
+static int patch_connector_tags(struct call *c, const char *arn, const char *patch) {
+	struct store_connector k;
+	struct error e = {0};
+	if (!find_connector(c, arn, &k))
+		return -1;
+	int r = store_patch_connector_tags(c->en->store, k.id, patch, &e);
+	store_connector_clear(&k);
+	return r == -ENOENT ? call_not_found(c, "Network connector not found: %s", arn) : end_patch(c, r, &e);
 }
 
 // Both return 0, or a negative number when the call has failed and is answered.
@@ -36,15 +57,18 @@ static const struct kind {
 	int (*patch)(struct call *c, const char *arn, const char *patch);
 } kinds[] = {
 	{"microvm-image:", get_image_tags, patch_image_tags},
+	{"network-connector:", get_connector_tags, patch_connector_tags},
 };
 
 static const struct kind *find_kind(struct call *c) {
-	const char *resource = arn_resource(c->labels[0]);
-	for (size_t i = 0; resource != NULL && i < sizeof(kinds) / sizeof(kinds[0]); i++)
-		if (strncmp(resource, kinds[i].prefix, strlen(kinds[i].prefix)) == 0)
+	struct arn arn;
+	bool fine = parse_arn(c->labels[0], &arn);
+	for (size_t i = 0; fine && i < sizeof(kinds) / sizeof(kinds[0]); i++)
+		if (strncmp(arn.resource, kinds[i].prefix, strlen(kinds[i].prefix)) == 0)
 			return &kinds[i];
 	call_fail(c, 400, "ValidationException",
-		  "Invalid resource ARN: %.256s. Images can be tagged: arn:aws:lambda:<region>:<account>:microvm-image:<name>",
+		  "Invalid resource ARN: %.256s. Images and network connectors can be tagged: "
+		  "arn:aws:lambda:<region>:<account>:microvm-image:<name>",
 		  c->labels[0]);
 	return NULL;
 }

@@ -19,6 +19,14 @@ size_t count_characters(const char *s) {
 	return n;
 }
 
+// How many bytes of the text are shown: at most so many, cut at a character's start, so that the message stays UTF-8.
+static int cut_at(const char *text, size_t most) {
+	size_t n = strnlen(text, most + 1), cut = n > most ? most : n;
+	while (cut > 0 && cut < n && ((unsigned char)text[cut] & 0xc0) == 0x80)
+		cut--;
+	return (int)cut;
+}
+
 void violation_add(struct violations *v, const char *value, const char *path, const char *format, ...) {
 	v->count++;
 	if (v->count > VIOLATIONS_MAX)
@@ -27,12 +35,9 @@ void violation_add(struct violations *v, const char *value, const char *path, co
 		text_puts(&v->text, "; ");
 	text_puts(&v->text, "Value ");
 	if (value != NULL) {
-		// Cut at a character's start, so that the message stays UTF-8.
-		size_t n = strlen(value), cut = n > QUOTED_MAX ? QUOTED_MAX : n;
-		while (cut > 0 && cut < n && ((unsigned char)value[cut] & 0xc0) == 0x80)
-			cut--;
+		int cut = cut_at(value, QUOTED_MAX);
 		bool bare = strcmp(value, "null") == 0;
-		text_format(&v->text, "%s%.*s%s%s ", bare ? "" : "'", (int)cut, value, cut < n ? "..." : "", bare ? "" : "'");
+		text_format(&v->text, "%s%.*s%s%s ", bare ? "" : "'", cut, value, value[cut] != '\0' ? "..." : "", bare ? "" : "'");
 	}
 	text_format(&v->text, "at '%s' failed to satisfy constraint: Member must ", path);
 	char *constraint = NULL;
@@ -172,8 +177,10 @@ static void check_size(const struct shape *s, size_t n, const json_t *value, con
 	free(text);
 }
 
+// Paths are in camel case, also where members begin with a capital.
 static void join(char to[static PATH_TEXT_MAX], const char *path, const char *name) {
-	snprintf(to, PATH_TEXT_MAX, "%s%s%.64s", path, path[0] == '\0' ? "" : ".", name);
+	char first = name[0] >= 'A' && name[0] <= 'Z' ? (char)(name[0] + ('a' - 'A')) : name[0];
+	snprintf(to, PATH_TEXT_MAX, "%s%s%c%.63s", path, path[0] == '\0' ? "" : ".", first, name + 1);
 }
 
 static void check_members(const struct shape *s, const json_t *value, const char *path, struct violations *v) {
@@ -202,7 +209,7 @@ static void check_map(const struct shape *s, const json_t *value, const char *pa
 		snprintf(inner, sizeof(inner), "%s.key", path);
 		if (s->key != NULL)
 			check_string(s->key, name, inner, v);
-		snprintf(inner, sizeof(inner), "%s.%.64s.member", path, name);
+		snprintf(inner, sizeof(inner), "%s.%.*s.member", path, cut_at(name, 64), name);
 		if (json_is_null(member))
 			violation_add(v, "null", inner, "not be null");
 		else

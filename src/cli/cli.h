@@ -35,7 +35,8 @@ struct settings {
 	char account[13];
 	char key_id[129];
 	char key_secret[129];
-	char mode[16]; // "machine", "host", or "" when the engine is not known
+	char key_token[1024]; // of temporary credentials; empty: none
+	char mode[16];        // "machine", "host", or "" when the engine is not known
 };
 
 struct cli {
@@ -53,6 +54,9 @@ int settings_path(const struct settings *s, const char *name, char to[CLI_PATH_M
 // Calls the API: signs, sends, reads. *ret is the JSON answer (may be NULL for an empty one), owned by the caller. On an error of the API
 // e->name is its exception name and e->message its message; -ECONNREFUSED when the engine does not answer.
 int client_call(const struct settings *s, const char *method, const char *path, const json_t *body, json_t **ret, struct error *e);
+
+// All items of a list, page by page, as one array. `path` has no query.
+int client_list(const struct settings *s, const char *path, json_t **ret, struct error *e);
 
 // GET of raw bytes (operator namespace). The caller frees *ret. Header values are copied when asked for (name, room for 64 bytes).
 struct client_header {
@@ -99,8 +103,26 @@ int archive_folder(const char *folder, size_t limit, char **ret, size_t *ret_siz
 // names.c ----------------------------------------------------------------------------------------------------------------------
 // Turns what a user types (name, ARN) into an image ARN.
 void image_arn(const struct cli *c, const char *given, char to[320]);
+// The same for NAME[:VERSION] and ARN[:VERSION]; version "" when there is none.
+void image_split(const struct cli *c, const char *given, char arn[320], char version[32]);
+// The path of the API's call on an image, with `rest` behind it.
+#define IMAGE_PATH_ROOM 3200
+int image_path(const struct cli *c, const char *given, const char *rest, char to[IMAGE_PATH_ROOM]);
+// The same for the ARN of a role.
+void role_arn(const struct cli *c, const char *given, char to[300]);
 // Accepts a full id, its UUID, or an unambiguous beginning of it; asks the engine for the last. Fills `to`.
 int microvm_id(const struct cli *c, const char *given, char to[64], struct error *e);
+// Adds a connector to the body of a request. Egress: none, internet, or one of the account's own by name, id or ARN, which the engine is asked for.
+// Ingress: http, shell, all, none.
+int add_egress(const struct cli *c, json_t *body, const char *given, struct error *e);
+int add_ingress(const struct cli *c, json_t *body, const char *given, struct error *e);
+void connector_path(const char *given, char to[600]); // of the API
+
+// image_version.c: the commands `image versions|activate|deactivate|rm|tag` -------------------------------------------------------
+int image_versions(struct cli *c, int argc, char **argv);
+int image_activate(struct cli *c, int argc, char **argv); // argv[0] says which way
+int image_rm(struct cli *c, int argc, char **argv);
+int image_tag(struct cli *c, int argc, char **argv);
 
 // logs.c -----------------------------------------------------------------------------------------------------------------------
 struct log_options {
@@ -116,6 +138,26 @@ int log_print(const struct cli *c, const char *path, const struct log_options *o
 // token.c ----------------------------------------------------------------------------------------------------------------------
 int make_token(const struct cli *c, const char *id, const char *ports, int minutes, json_t **ret_token, struct error *e);
 
+// policy_options.c -------------------------------------------------------------------------------------------------------------
+// A policy from options: a document in a file, or allowed actions and what they may be done on.
+struct policy_options {
+	const char *file;            // --policy
+	json_t *actions, *resources; // --allow, --on; NULL: none
+};
+#define POLICY_OPTIONS_HELP                                                                                                     \
+	"  --policy FILE            a policy document in the language of IAM ('-': standard input)\n"                           \
+	"  --allow ACTION           instead: an action that is allowed, such as lambda:RunMicrovm or 's3:*'; may be repeated\n" \
+	"  --on RESOURCE            with --allow: on which ARN or image's name (default: all); may be repeated\n"
+enum { O_POLICY = 0x100, O_ALLOW, O_ON };
+#define POLICY_OPTIONS                                                                                \
+	{"policy", required_argument, NULL, O_POLICY}, {"allow", required_argument, NULL, O_ALLOW}, { \
+		"on", required_argument, NULL, O_ON                                                   \
+	}
+// False: not one of these options.
+bool policy_option(struct policy_options *o, int which, const char *value);
+// *ret is the document, owned by the caller, or NULL when no option was given; releases what the options hold. Images are the account's.
+int policy_document(const struct cli *c, struct policy_options *o, const char *account, json_t **ret, struct error *e);
+
 // Commands ---------------------------------------------------------------------------------------------------------------------
 int cmd_up(struct cli *c, int argc, char **argv);
 int cmd_down(struct cli *c, int argc, char **argv);
@@ -124,6 +166,7 @@ int cmd_doctor(struct cli *c, int argc, char **argv);
 int cmd_credentials(struct cli *c, int argc, char **argv);
 int cmd_machine(struct cli *c, int argc, char **argv);
 int cmd_image(struct cli *c, int argc, char **argv);
+int cmd_connector(struct cli *c, int argc, char **argv);
 int cmd_run(struct cli *c, int argc, char **argv);
 int cmd_ls(struct cli *c, int argc, char **argv);
 int cmd_show(struct cli *c, int argc, char **argv);
@@ -133,10 +176,18 @@ int cmd_terminate(struct cli *c, int argc, char **argv);
 int cmd_token(struct cli *c, int argc, char **argv);
 int cmd_curl(struct cli *c, int argc, char **argv);
 int cmd_logs(struct cli *c, int argc, char **argv);
+int cmd_key(struct cli *c, int argc, char **argv);
+int cmd_role(struct cli *c, int argc, char **argv);
 
 // Option parsing for commands: wraps getopt_long with the common options (--json, --help). `help` is the command's help text.
 struct option;
 // Returns the option's value as getopt_long does, -1 at the end, and handles --json and --help itself: -2 means "done, exit with *code".
 int next_option(struct cli *c, int argc, char **argv, const char *letters, const struct option *options, const char *help, int *code);
 int usage_error(const char *help, const char *format, ...) __attribute__((format(printf, 2, 3)));
+// A command of several: runs the verb that argv[1] names.
+struct verb {
+	const char *name; // NULL ends the list
+	int (*run)(struct cli *, int, char **);
+};
+int run_verb(struct cli *c, int argc, char **argv, const struct verb *verbs, const char *help);
 bool parse_number(const char *text, long least, long most, long *ret);

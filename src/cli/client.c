@@ -71,7 +71,7 @@ static size_t on_header(char *line, size_t one, size_t n, void *arg) {
 }
 
 static struct curl_slist *add_header(struct curl_slist *list, const char *name, const char *value) {
-	char line[640];
+	char line[1100];
 	snprintf(line, sizeof(line), "%s: %s", name, value);
 	return curl_slist_append(list, line);
 }
@@ -95,7 +95,8 @@ static int perform(const struct settings *s, const struct request *q, struct ans
 	if (q->content_type != NULL)
 		headers = add_header(headers, "Content-Type", q->content_type);
 	if (q->service != NULL) {
-		struct sign_input in = {q->service, s->region, s->key_id, s->key_secret, q->method, host, q->path, q->body, q->body_size};
+		struct sign_input in = {q->service, s->region, s->key_id, s->key_secret, s->key_token,
+					q->method,  host,      q->path,   q->body,       q->body_size};
 		struct sign_output out;
 		if (s->key_id[0] == '\0') {
 			curl_slist_free_all(headers);
@@ -109,6 +110,8 @@ static int perform(const struct settings *s, const struct request *q, struct ans
 		headers = add_header(headers, "X-Amz-Date", out.date);
 		headers = add_header(headers, "X-Amz-Content-Sha256", out.content_sha256);
 		headers = add_header(headers, "Authorization", out.authorization);
+		if (s->key_token[0] != '\0')
+			headers = add_header(headers, "X-Amz-Security-Token", s->key_token);
 	}
 	char url[8192];
 	snprintf(url, sizeof(url), "%s%s", q->base, q->path);
@@ -182,6 +185,26 @@ int client_call(const struct settings *s, const char *method, const char *path, 
 		*ret = o;
 	else
 		json_decref(o);
+	return 0;
+}
+
+int client_list(const struct settings *s, const char *path, json_t **ret, struct error *e) {
+	char page_path[4096], next[2048] = "";
+	json_t *all = json_array();
+	do {
+		json_t *page = NULL;
+		snprintf(page_path, sizeof(page_path), "%.1900s?maxResults=50%s%.2047s", path, next[0] == '\0' ? "" : "&nextToken=", next);
+		int r = client_call(s, "GET", page_path, NULL, &page, e);
+		if (r < 0) {
+			json_decref(all);
+			return r;
+		}
+		json_array_extend(all, json_object_get(page, "items"));
+		if (!client_escape(json_text(page, "nextToken"), next, sizeof(next)))
+			next[0] = '\0';
+		json_decref(page);
+	} while (next[0] != '\0');
+	*ret = all;
 	return 0;
 }
 

@@ -1,4 +1,4 @@
-// `stasis image …`: packs and uploads a folder, creates the image, follows its build.
+// `stasis image …`: packs and uploads a folder, builds an image or its next version, follows the build.
 #include "cli/cli.h"
 
 #include "base/cleanup.h"
@@ -14,16 +14,34 @@
 
 #define ARTIFACT_MAX (1u << 30)
 #define ARTIFACT_BUCKET "stasis-artifacts"
-#define PATH_ROOM 1600
+#define PATH_ROOM IMAGE_PATH_ROOM
 
 static const char image_help[] =
 	"usage: stasis image <command>\n"
 	"\n"
 	"  create <name> <folder|zip|s3://bucket/key>   build an image from a Dockerfile and code, wait until it is ready\n"
+	"  update <name> <folder|zip|s3://bucket/key>   build its next version; the one before can be launched meanwhile\n"
 	"  ls                                           list images\n"
-	"  show <name>                                  an image, its newest version and its build\n"
-	"  logs <name> [--follow]                       the build's output\n"
-	"  rm <name>                                    delete an image that has no living microVM\n";
+	"  versions <name>                              list an image's versions, newest first\n"
+	"  show <name>[:<version>]                      an image, a version of it (the newest) and its build\n"
+	"  logs <name>[:<version>] [--follow]           the build's output\n"
+	"  activate <name>:<version>                    let it be launched again\n"
+	"  deactivate <name>:<version>                  launch nothing from it any more; what runs goes on\n"
+	"  tag <name> [KEY=VALUE...] [--remove KEY]     set and remove tags; print them\n"
+	"  rm <name>[:<version>]                        delete an image, or one version, that has no living microVM\n";
+
+#define BUILD_OPTIONS                                                                                                                \
+	"  --memory MIB          512, 1024, 2048 (default), 4096 or 8192: baseline; the microVM sees four times that\n"              \
+	"  --env KEY=VALUE       environment of the application; may be given again\n"                                               \
+	"  --hooks LIST          of ready,validate,run,resume,suspend,terminate: the application answers them (needs --hook-port)\n" \
+	"  --hook-port PORT      where it does\n"                                                                                    \
+	"  --hook-timeout NAME=S time-out of one hook in seconds; may be given again\n"                                              \
+	"  --capabilities all    all Linux capabilities inside the microVM, instead of Docker's default set\n"                       \
+	"  --egress WHERE        what the build and, by default, its microVMs may reach: none, internet (default), or a network "    \
+	"connector\n"                                                                                                                \
+	"  --description TEXT\n"                                                                                                     \
+	"  --no-wait             return once the build is queued\n"                                                                  \
+	"  --json\n"
 
 static const char create_help[] =
 	"usage: stasis image create <name> <folder|zip|s3://bucket/key> [options]\n"
@@ -31,25 +49,15 @@ static const char create_help[] =
 	"Builds an image: runs the Dockerfile inside a microVM, starts the application once and snapshots it. A folder is packed (its "
 	"Dockerfile at\n"
 	"the root) and uploaded to the artifact store first.\n"
-	"\n"
-	"  --memory MIB          512, 1024, 2048 (default), 4096 or 8192: baseline; the microVM sees four times that\n"
-	"  --env KEY=VALUE       environment of the application; may be given again\n"
-	"  --hooks LIST          of ready,validate,run,resume,suspend,terminate: the application answers them (needs --hook-port)\n"
-	"  --hook-port PORT      where it does\n"
-	"  --hook-timeout NAME=S time-out of one hook in seconds; may be given again\n"
-	"  --capabilities all    all Linux capabilities inside the microVM, instead of Docker's default set\n"
-	"  --no-egress           no network for the build and for the application while it is initialised\n"
-	"  --description TEXT\n"
-	"  --no-wait             return once the build is queued\n"
-	"  --json\n";
+	"\n" BUILD_OPTIONS;
 
-static int get_image_path(const struct cli *c, const char *name, const char *rest, char to[PATH_ROOM]) {
-	char arn[320], escaped[1000];
-	image_arn(c, name, arn);
-	if (!client_escape(arn, escaped, sizeof(escaped)))
-		return -1;
-	return snprintf(to, PATH_ROOM, "/2025-09-09/microvm-images/%s%s", escaped, rest);
-}
+static const char update_help[] = "usage: stasis image update <name> <folder|zip|s3://bucket/key> [options]\n"
+				  "\n"
+				  "Builds the next version of an image. It replaces the whole configuration: what is not said is as 'image "
+				  "create' has it by default, not "
+				  "as in the\n"
+				  "version before. That one can be launched meanwhile, and goes on being launched when the build fails.\n"
+				  "\n" BUILD_OPTIONS;
 
 // The code artifact's URI: given, or made by packing and uploading.
 static int upload(const struct cli *c, const char *name, const char *source, char uri[512], struct error *e) {
@@ -106,7 +114,7 @@ static int log_path(const struct cli *c, const char *name, const char *version, 
 static int follow(const struct cli *c, const char *name, const char *version, FILE *to, struct error *e) {
 	char path[PATH_ROOM], rest[64], log[PATH_ROOM];
 	snprintf(rest, sizeof(rest), "/versions/%s/builds", version);
-	get_image_path(c, name, rest, path);
+	image_path(c, name, rest, path);
 	log_path(c, name, version, log);
 	unsigned long long offset = 0;
 	for (;;) {
@@ -159,53 +167,52 @@ static int add_hook(json_t *hooks, const char *name, const char *suffix, json_t 
 struct create_options {
 	json_t *body, *env, *hooks;
 	bool wait;
+	bool update; // of an image that there is
+	const char *help;
 };
 
-enum { O_MEMORY = 1, O_ENV, O_HOOKS, O_PORT, O_TIMEOUT, O_CAPS, O_NO_EGRESS, O_DESCRIPTION, O_NO_WAIT };
+enum { O_MEMORY = 1, O_ENV, O_HOOKS, O_PORT, O_TIMEOUT, O_CAPS, O_EGRESS, O_DESCRIPTION, O_NO_WAIT };
 
 static int set_option(struct cli *c, struct create_options *o, int which, char *value) {
+	struct error e;
 	long number;
 	char *equals = value == NULL ? NULL : strchr(value, '=');
 	switch (which) {
 	case O_MEMORY:
 		if (!parse_number(value, 1, 1 << 20, &number))
-			return usage_error(create_help, "--memory takes a number of MiB, not '%s'", value);
+			return usage_error(o->help, "--memory takes a number of MiB, not '%s'", value);
 		json_object_set_new(o->body, "resources", json_pack("[{s:I}]", "minimumMemoryInMiB", (json_int_t)number));
 		return -1;
 	case O_ENV:
 		if (equals == NULL || equals == value)
-			return usage_error(create_help, "--env takes KEY=VALUE, not '%s'", value);
+			return usage_error(o->help, "--env takes KEY=VALUE, not '%s'", value);
 		*equals = '\0';
 		json_object_set_new(o->env, value, json_string(equals + 1));
 		return -1;
 	case O_HOOKS:
 		for (char *save = NULL, *name = strtok_r(value, ",", &save); name != NULL; name = strtok_r(NULL, ",", &save))
 			if (add_hook(o->hooks, name, "", json_string("ENABLED")) != 0)
-				return usage_error(create_help, "there is no hook '%s'", name);
+				return usage_error(o->help, "there is no hook '%s'", name);
 		return -1;
 	case O_PORT:
 		if (!parse_number(value, 1, 65535, &number))
-			return usage_error(create_help, "--hook-port takes a port from 1 to 65535, not '%s'", value);
+			return usage_error(o->help, "--hook-port takes a port from 1 to 65535, not '%s'", value);
 		json_object_set_new(o->hooks, "port", json_integer(number));
 		return -1;
 	case O_TIMEOUT:
 		if (equals == NULL || !parse_number(equals + 1, 1, 3600, &number))
-			return usage_error(create_help, "--hook-timeout takes HOOK=SECONDS, not '%s'", value);
+			return usage_error(o->help, "--hook-timeout takes HOOK=SECONDS, not '%s'", value);
 		*equals = '\0';
 		if (add_hook(o->hooks, value, "TimeoutInSeconds", json_integer(number)) != 0)
-			return usage_error(create_help, "there is no hook '%s'", value);
+			return usage_error(o->help, "there is no hook '%s'", value);
 		return -1;
 	case O_CAPS:
 		if (strcmp(value, "all") != 0)
-			return usage_error(create_help, "--capabilities takes 'all', not '%s'", value);
+			return usage_error(o->help, "--capabilities takes 'all', not '%s'", value);
 		json_object_set_new(o->body, "additionalOsCapabilities", json_pack("[s]", "ALL"));
 		return -1;
-	case O_NO_EGRESS: {
-		char arn[200];
-		snprintf(arn, sizeof(arn), "arn:aws:lambda:%s:aws:network-connector:aws-network-connector:NO_EGRESS", c->settings.region);
-		json_object_set_new(o->body, "egressNetworkConnectors", json_pack("[s]", arn));
-		return -1;
-	}
+	case O_EGRESS:
+		return add_egress(c, o->body, value, &e) < 0 ? client_fail(c, &e) : -1;
 	case O_DESCRIPTION:
 		json_object_set_new(o->body, "description", json_string(value));
 		return -1;
@@ -224,7 +231,6 @@ static int create(struct cli *c, struct create_options *o, const char *name, con
 		return client_fail(c, &e);
 	snprintf(arn, sizeof(arn), "arn:aws:lambda:%s:aws:microvm-image:debian", c->settings.region);
 	snprintf(role, sizeof(role), "arn:aws:iam::%s:role/stasis", c->settings.account);
-	json_object_set_new(o->body, "name", json_string(name));
 	json_object_set_new(o->body, "baseImageArn", json_string(arn));
 	json_object_set_new(o->body, "buildRoleArn", json_string(role));
 	json_object_set_new(o->body, "codeArtifact", json_pack("{s:s}", "uri", uri));
@@ -233,17 +239,25 @@ static int create(struct cli *c, struct create_options *o, const char *name, con
 	if (json_object_size(o->hooks) > 0)
 		json_object_set(o->body, "hooks", o->hooks);
 	json_t *image = NULL;
-	progress_step("creating the image %s", name);
-	if (client_call(&c->settings, "POST", "/2025-09-09/microvm-images", o->body, &image, &e) < 0)
+	char path[PATH_ROOM];
+	int r;
+	if (o->update) {
+		progress_step("building the next version of %s", name);
+		image_path(c, name, "", path);
+		r = client_call(&c->settings, "PUT", path, o->body, &image, &e);
+	} else {
+		progress_step("creating the image %s", name);
+		json_object_set_new(o->body, "name", json_string(name));
+		r = client_call(&c->settings, "POST", "/2025-09-09/microvm-images", o->body, &image, &e);
+	}
+	if (r < 0)
 		return client_fail(c, &e);
 	progress_done();
-	int r = 0;
 	if (o->wait)
 		r = follow(c, json_text(image, "imageArn"), json_text(image, "imageVersion"), stderr, &e);
 	if (r == 0 && c->json) {
-		char path[PATH_ROOM];
 		json_t *now = NULL;
-		get_image_path(c, name, "", path);
+		image_path(c, name, "", path);
 		r = client_call(&c->settings, "GET", path, NULL, &now, &e);
 		if (r == 0)
 			print_json(now);
@@ -255,23 +269,25 @@ static int create(struct cli *c, struct create_options *o, const char *name, con
 	return r < 0 ? client_fail(c, &e) : EXIT_OK;
 }
 
-static int image_create(struct cli *c, int argc, char **argv) {
+static int image_create(struct cli *c, int argc, char **argv) { // and update
 	static const struct option options[] = {{"memory", required_argument, NULL, O_MEMORY},
 						{"env", required_argument, NULL, O_ENV},
 						{"hooks", required_argument, NULL, O_HOOKS},
 						{"hook-port", required_argument, NULL, O_PORT},
 						{"hook-timeout", required_argument, NULL, O_TIMEOUT},
 						{"capabilities", required_argument, NULL, O_CAPS},
-						{"no-egress", no_argument, NULL, O_NO_EGRESS},
+						{"egress", required_argument, NULL, O_EGRESS},
 						{"description", required_argument, NULL, O_DESCRIPTION},
 						{"no-wait", no_argument, NULL, O_NO_WAIT},
 						{0}};
 	struct create_options o = {.body = json_object(), .env = json_object(), .hooks = json_object(), .wait = true};
+	o.update = strcmp(argv[0], "update") == 0;
+	o.help = o.update ? update_help : create_help;
 	int code = -1, which;
-	while (code < 0 && (which = next_option(c, argc, argv, "", options, create_help, &code)) >= 0)
+	while (code < 0 && (which = next_option(c, argc, argv, "", options, o.help, &code)) >= 0)
 		code = set_option(c, &o, which, optarg);
 	if (code < 0 && argc - optind != 2)
-		code = usage_error(create_help, "'image create' takes a name and a source");
+		code = usage_error(o.help, "'image %s' takes a name and a source", argv[0]);
 	if (code < 0)
 		code = create(c, &o, argv[optind], argv[optind + 1]);
 	json_decref(o.body);
@@ -280,62 +296,46 @@ static int image_create(struct cli *c, int argc, char **argv) {
 	return code;
 }
 
+static void print_images(const json_t *all) {
+	static const char *const titles[] = {"NAME", "STATE", "VERSION", "CREATED"};
+	struct table t = {.titles = titles, .columns = 4};
+	for (size_t i = 0; i < json_array_size(all); i++) {
+		const json_t *item = json_array_get(all, i);
+		char when[32];
+		format_time(json_number_value(json_object_get(item, "createdAt")), when);
+		const char *version = json_text(item, "latestActiveImageVersion");
+		table_row(&t, (const char *const[]){json_text(item, "name"), json_text(item, "state"), version[0] ? version : "-", when});
+	}
+	table_print(&t);
+}
+
 static int image_ls(struct cli *c, int argc, char **argv) {
 	static const char help[] = "usage: stasis image ls [--json]\n";
-	static const char *const titles[] = {"NAME", "STATE", "VERSION", "CREATED"};
 	int code = -1;
 	if (next_option(c, argc, argv, "", NULL, help, &code) == -2)
 		return code;
-	struct table t = {.titles = titles, .columns = 4};
-	json_t *all = json_array();
-	char path[PATH_ROOM] = "/2025-09-09/microvm-images?maxResults=50", next[1300];
+	json_t *all = NULL;
 	struct error e;
-	for (;;) {
-		json_t *page = NULL, *item;
-		size_t i;
-		if (client_call(&c->settings, "GET", path, NULL, &page, &e) < 0) {
-			json_decref(all);
-			return client_fail(c, &e);
-		}
-		json_array_foreach(json_object_get(page, "items"), i, item) {
-			char when[32];
-			format_time(json_number_value(json_object_get(item, "createdAt")), when);
-			const char *version = json_text(item, "latestActiveImageVersion");
-			table_row(&t, (const char *const[]){json_text(item, "name"), json_text(item, "state"), version[0] ? version : "-",
-							    when});
-			json_array_append(all, item);
-		}
-		bool more = client_escape(json_text(page, "nextToken"), next, sizeof(next)) && next[0] != '\0';
-		json_decref(page);
-		if (!more)
-			break;
-		snprintf(path, sizeof(path), "/2025-09-09/microvm-images?maxResults=50&nextToken=%s", next);
-	}
+	if (client_list(&c->settings, "/2025-09-09/microvm-images", &all, &e) < 0)
+		return client_fail(c, &e);
 	if (c->json)
 		print_json(all);
 	else
-		table_print(&t);
+		print_images(all);
 	json_decref(all);
 	return EXIT_OK;
 }
 
-// The version to look at when none is named: the newest active, else the newest failed, else the first.
-static int newest_version(const struct cli *c, const char *name, char to[32], json_t **ret_image, struct error *e) {
+// The newest version, which may be one that is being built.
+static int newest_version(const struct cli *c, const char *arn, char to[32], struct error *e) {
 	char path[PATH_ROOM];
-	json_t *image = NULL;
-	get_image_path(c, name, "", path);
-	int r = client_call(&c->settings, "GET", path, NULL, &image, e);
-	if (r < 0)
-		return r;
-	const char *version = json_text(image, "latestActiveImageVersion");
-	if (version[0] == '\0')
-		version = json_text(image, "latestFailedImageVersion");
-	snprintf(to, 32, "%s", version[0] != '\0' ? version : "1.0");
-	if (ret_image != NULL)
-		*ret_image = image;
-	else
-		json_decref(image);
-	return 0;
+	json_t *page = NULL;
+	image_path(c, arn, "/versions?maxResults=1", path);
+	int r = client_call(&c->settings, "GET", path, NULL, &page, e);
+	if (r == 0)
+		snprintf(to, 32, "%s", json_text(json_array_get(json_object_get(page, "items"), 0), "imageVersion"));
+	json_decref(page);
+	return r;
 }
 
 static void print_stages(const struct cli *c, const char *path) {
@@ -353,31 +353,34 @@ static void print_stages(const struct cli *c, const char *path) {
 }
 
 static int image_show(struct cli *c, int argc, char **argv) {
-	static const char help[] = "usage: stasis image show <name> [--json]\n";
+	static const char help[] = "usage: stasis image show <name>[:<version>] [--json]\n";
 	int code = -1;
 	if (next_option(c, argc, argv, "", NULL, help, &code) == -2)
 		return code;
 	if (argc - optind != 1)
 		return usage_error(help, "'image show' takes one name");
-	const char *name = argv[optind];
-	char version[32], path[PATH_ROOM], rest[96];
+	char name[320], version[32], path[PATH_ROOM], rest[96];
 	json_t *image = NULL, *details = NULL, *builds = NULL, *build = NULL;
 	struct error e;
-	int r = newest_version(c, name, version, &image, &e);
+	image_split(c, argv[optind], name, version);
+	image_path(c, name, "", path);
+	int r = client_call(&c->settings, "GET", path, NULL, &image, &e);
+	if (r == 0 && version[0] == '\0')
+		r = newest_version(c, name, version, &e);
 	if (r == 0) {
 		snprintf(rest, sizeof(rest), "/versions/%s", version);
-		get_image_path(c, name, rest, path);
+		image_path(c, name, rest, path);
 		r = client_call(&c->settings, "GET", path, NULL, &details, &e);
 	}
 	if (r == 0) {
 		snprintf(rest, sizeof(rest), "/versions/%s/builds", version);
-		get_image_path(c, name, rest, path);
+		image_path(c, name, rest, path);
 		r = client_call(&c->settings, "GET", path, NULL, &builds, &e);
 	}
 	const char *build_id = json_text(json_array_get(json_object_get(builds, "items"), 0), "buildId");
 	if (r == 0 && build_id[0] != '\0') {
 		snprintf(rest, sizeof(rest), "/versions/%s/builds/%s", version, build_id);
-		get_image_path(c, name, rest, path);
+		image_path(c, name, rest, path);
 		r = client_call(&c->settings, "GET", path, NULL, &build, &e);
 	}
 	if (r == 0 && c->json) {
@@ -411,7 +414,7 @@ static int image_show(struct cli *c, int argc, char **argv) {
 }
 
 static int image_logs(struct cli *c, int argc, char **argv) {
-	static const char help[] = "usage: stasis image logs <name> [--version V] [--follow] [--since T] [--until T]\n\n"
+	static const char help[] = "usage: stasis image logs <name>[:<version>] [--follow] [--since T] [--until T]\n\n"
 				   "  T   '10m' (s, m, h, d: so long ago) or '2026-01-31T12:00:00Z'\n";
 	static const struct option options[] = {{"follow", no_argument, NULL, 'f'},
 						{"version", required_argument, NULL, 'v'},
@@ -419,11 +422,11 @@ static int image_logs(struct cli *c, int argc, char **argv) {
 						{"until", required_argument, NULL, LOG_UNTIL},
 						{0}};
 	struct log_options o = {.follow = false};
-	char version[32] = "";
+	char name[320], version[32], chosen[32] = "";
 	int code = -1, which;
 	while (code < 0 && (which = next_option(c, argc, argv, "f", options, help, &code)) >= 0) {
 		if (which == 'v')
-			snprintf(version, sizeof(version), "%s", optarg);
+			snprintf(chosen, sizeof(chosen), "%s", optarg);
 		else
 			code = log_option(help, &o, which, optarg);
 	}
@@ -432,8 +435,10 @@ static int image_logs(struct cli *c, int argc, char **argv) {
 	if (argc - optind != 1)
 		return usage_error(help, "'image logs' takes one name");
 	struct error e;
-	const char *name = argv[optind];
-	int r = version[0] == '\0' ? newest_version(c, name, version, NULL, &e) : 0;
+	image_split(c, argv[optind], name, version);
+	if (chosen[0] != '\0')
+		memcpy(version, chosen, sizeof(version));
+	int r = version[0] == '\0' ? newest_version(c, name, version, &e) : 0;
 	char path[PATH_ROOM];
 	log_path(c, name, version, path);
 	if (r == 0)
@@ -441,35 +446,13 @@ static int image_logs(struct cli *c, int argc, char **argv) {
 	return r < 0 ? client_fail(c, &e) : EXIT_OK;
 }
 
-static int image_rm(struct cli *c, int argc, char **argv) {
-	static const char help[] = "usage: stasis image rm <name>\n";
-	int code = -1;
-	if (next_option(c, argc, argv, "", NULL, help, &code) == -2)
-		return code;
-	if (argc - optind != 1)
-		return usage_error(help, "'image rm' takes one name");
-	char path[PATH_ROOM];
-	json_t *answer = NULL;
-	struct error e;
-	get_image_path(c, argv[optind], "", path);
-	int r = client_call(&c->settings, "DELETE", path, NULL, &answer, &e);
-	// Deletion goes on behind the answer; the command returns when the name is free again.
-	for (int i = 0; r == 0 && i < 300; i++) {
-		if (client_call(&c->settings, "GET", path, NULL, NULL, &e) == -ENOENT)
-			break;
-		usleep(100 * 1000);
-	}
-	if (r == 0 && c->json)
-		print_json(answer);
-	json_decref(answer);
-	return r < 0 ? client_fail(c, &e) : EXIT_OK;
-}
-
 int cmd_image(struct cli *c, int argc, char **argv) {
 	static const struct {
 		const char *name;
 		int (*run)(struct cli *, int, char **);
-	} verbs[] = {{"create", image_create}, {"ls", image_ls}, {"show", image_show}, {"logs", image_logs}, {"rm", image_rm}};
+	} verbs[] = {{"create", image_create},     {"update", image_create},      {"ls", image_ls}, {"versions", image_versions},
+		     {"show", image_show},         {"logs", image_logs},          {"rm", image_rm}, {"tag", image_tag},
+		     {"activate", image_activate}, {"deactivate", image_activate}};
 	if (argc < 2)
 		return usage_error(image_help, "'image' takes a command");
 	for (size_t i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)

@@ -18,7 +18,8 @@ static const struct command {
 	{"doctor", "say how this host can run Stasis, and why", cmd_doctor, NULL},
 	{"credentials", "print the environment that AWS's tools need", cmd_credentials, NULL},
 	{"machine", "run a command inside the machine", cmd_machine, NULL},
-	{"image", "create, list, show and delete images, follow their builds", cmd_image, "Images and microVMs"},
+	{"image", "build, list, tag and delete images and their versions, follow builds", cmd_image, "Images and microVMs"},
+	{"connector", "create, list, show and delete network connectors: what microVMs may reach", cmd_connector, NULL},
 	{"run", "launch a microVM from an image", cmd_run, NULL},
 	{"ls", "list microVMs", cmd_ls, NULL},
 	{"show", "show one microVM", cmd_show, NULL},
@@ -28,6 +29,8 @@ static const struct command {
 	{"logs", "print what a microVM's application wrote", cmd_logs, NULL},
 	{"token", "make a token for a microVM's endpoint", cmd_token, "Endpoints"},
 	{"curl", "call a microVM's endpoint with a fresh token", cmd_curl, NULL},
+	{"key", "make, list, change and remove access keys", cmd_key, "Access"},
+	{"role", "define the roles that builds and microVMs may have", cmd_role, NULL},
 };
 
 static void print_help(FILE *to) {
@@ -57,6 +60,19 @@ int usage_error(const char *help, const char *format, ...) {
 	va_end(ap);
 	fprintf(stderr, "\n\n%s", help);
 	return EXIT_USAGE;
+}
+
+int run_verb(struct cli *c, int argc, char **argv, const struct verb *verbs, const char *help) {
+	if (argc < 2)
+		return usage_error(help, "'%s' takes a command", argv[0]);
+	for (const struct verb *v = verbs; v->name != NULL; v++)
+		if (strcmp(argv[1], v->name) == 0)
+			return v->run(c, argc - 1, argv + 1);
+	if (strcmp(argv[1], "--help") == 0) {
+		fputs(help, stdout);
+		return EXIT_OK;
+	}
+	return usage_error(help, "there is no command '%s %s'", argv[0], argv[1]);
 }
 
 bool parse_number(const char *text, long least, long most, long *ret) {

@@ -42,6 +42,18 @@ static int wait_for(const struct cli *c, const char *id, const char *wished, jso
 	}
 }
 
+// The last part of each connector's ARN.
+static void print_connectors(const json_t *o, const char *title, const char *member) {
+	json_t *connector;
+	size_t i;
+	printf("%s", title);
+	json_array_foreach(json_object_get(o, member), i, connector) {
+		const char *arn = json_string_value(connector), *last = arn == NULL ? NULL : strrchr(arn, ':');
+		printf("%s%s", i == 0 ? "" : ", ", last == NULL ? "?" : last + 1);
+	}
+	putchar('\n');
+}
+
 static void print_microvm(const struct cli *c, const json_t *o) {
 	char started[32], ended[32];
 	format_time(json_number_value(json_object_get(o, "startedAt")), started);
@@ -54,6 +66,8 @@ static void print_microvm(const struct cli *c, const json_t *o) {
 	       started);
 	if (json_number_value(json_object_get(o, "terminatedAt")) > 0)
 		printf("ended      %s\n", ended);
+	print_connectors(o, "ingress    ", "ingressNetworkConnectors");
+	print_connectors(o, "egress     ", "egressNetworkConnectors");
 	const json_t *idle = json_object_get(o, "idlePolicy");
 	if (json_is_object(idle))
 		printf("idle       suspend after %lld s, keep for %lld s, %s\n",
@@ -63,7 +77,7 @@ static void print_microvm(const struct cli *c, const json_t *o) {
 }
 
 static const char run_help[] =
-	"usage: stasis run <image> [options]\n"
+	"usage: stasis run <image>[:<version>] [options]\n"
 	"\n"
 	"Launches a microVM: a private copy of the image's snapshot, with an endpoint of its own. Prints its id.\n"
 	"\n"
@@ -73,11 +87,13 @@ static const char run_help[] =
 	"  --suspended-for SECONDS  with --idle: terminate it when it has slept so long (default 28800)\n"
 	"  --max-duration SECONDS   terminate it after so long in any case (default 28800)\n"
 	"  --payload TEXT           handed to the application's run hook\n"
-	"  --no-egress              no connections to the outside\n"
+	"  --egress WHERE           what it may reach: none, internet, or a network connector; may be given again (default: the image's)\n"
+	"  --ingress WHAT           what reaches it: http (default), shell, all or none; may be given again\n"
+	"  --role NAME|ARN          the role whose credentials the application finds at 169.254.169.254\n"
 	"  --no-wait                return as soon as it is recorded\n"
 	"  --json\n";
 
-enum { O_VERSION = 1, O_IDLE, O_NO_AUTO, O_SUSPENDED, O_MAXIMUM, O_PAYLOAD, O_NO_EGRESS, O_NO_WAIT };
+enum { O_VERSION = 1, O_IDLE, O_NO_AUTO, O_SUSPENDED, O_MAXIMUM, O_PAYLOAD, O_EGRESS, O_INGRESS, O_ROLE, O_NO_WAIT };
 
 struct run_options {
 	json_t *body;
@@ -86,6 +102,7 @@ struct run_options {
 };
 
 static int set_run_option(struct cli *c, struct run_options *o, int which, const char *value) {
+	struct error e;
 	long number;
 	switch (which) {
 	case O_VERSION:
@@ -108,10 +125,14 @@ static int set_run_option(struct cli *c, struct run_options *o, int which, const
 	case O_PAYLOAD:
 		json_object_set_new(o->body, "runHookPayload", json_string(value));
 		return -1;
-	case O_NO_EGRESS: {
-		char arn[200];
-		snprintf(arn, sizeof(arn), "arn:aws:lambda:%s:aws:network-connector:aws-network-connector:NO_EGRESS", c->settings.region);
-		json_object_set_new(o->body, "egressNetworkConnectors", json_pack("[s]", arn));
+	case O_EGRESS:
+		return add_egress(c, o->body, value, &e) < 0 ? client_fail(c, &e) : -1;
+	case O_INGRESS:
+		return add_ingress(c, o->body, value, &e) < 0 ? usage_error(run_help, "%s", e.message) : -1;
+	case O_ROLE: {
+		char role[300];
+		role_arn(c, value, role);
+		json_object_set_new(o->body, "executionRoleArn", json_string(role));
 		return -1;
 	}
 	case O_NO_WAIT:
@@ -123,10 +144,12 @@ static int set_run_option(struct cli *c, struct run_options *o, int which, const
 }
 
 static int run(struct cli *c, const struct run_options *o, const char *image) {
-	char arn[320];
+	char arn[320], version[32];
 	struct error e;
-	image_arn(c, image, arn);
+	image_split(c, image, arn, version);
 	json_object_set_new(o->body, "imageIdentifier", json_string(arn));
+	if (version[0] != '\0')
+		json_object_set_new(o->body, "imageVersion", json_string(version));
 	if (o->idle > 0)
 		json_object_set_new(o->body, "idlePolicy",
 				    json_pack("{s:I, s:I, s:b}", "maxIdleDurationSeconds", (json_int_t)o->idle, "suspendedDurationSeconds",
@@ -157,7 +180,9 @@ int cmd_run(struct cli *c, int argc, char **argv) {
 						{"suspended-for", required_argument, NULL, O_SUSPENDED},
 						{"max-duration", required_argument, NULL, O_MAXIMUM},
 						{"payload", required_argument, NULL, O_PAYLOAD},
-						{"no-egress", no_argument, NULL, O_NO_EGRESS},
+						{"egress", required_argument, NULL, O_EGRESS},
+						{"ingress", required_argument, NULL, O_INGRESS},
+						{"role", required_argument, NULL, O_ROLE},
 						{"no-wait", no_argument, NULL, O_NO_WAIT},
 						{0}};
 	struct run_options o = {.body = json_object(), .suspended = 28800, .auto_resume = true, .wait = true};

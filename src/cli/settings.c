@@ -114,6 +114,7 @@ int settings_load(struct settings *s, struct error *e) {
 	environment("STASIS_EDGE", s->edge, sizeof(s->edge));
 	environment("STASIS_ACCESS_KEY_ID", s->key_id, sizeof(s->key_id));
 	environment("STASIS_SECRET_ACCESS_KEY", s->key_secret, sizeof(s->key_secret));
+	environment("STASIS_SESSION_TOKEN", s->key_token, sizeof(s->key_token));
 	return 0;
 }
 

@@ -9,9 +9,10 @@
 struct sign_input {
 	const char *service; // "lambda", "s3"
 	const char *region, *key_id, *key_secret;
+	const char *token; // of temporary credentials; NULL or "": none
 	const char *method;
 	const char *host; // as in the Host header, port included
-	const char *path; // percent-encoded, with "?query"; its parameters must be sorted by name
+	const char *path; // percent-encoded, with "?query"
 	const void *body;
 	size_t body_size;
 };

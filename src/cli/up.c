@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/io.h"
+#include "base/json.h"
 #include "machine/exec.h"
 #include "machine/machine.h"
 #include "machine/probe.h"
@@ -23,6 +24,7 @@
 
 #define PORT_BASE 7411 // API; the artifact store is the next one, the edge is at +32
 #define EDGE_OFFSET 32
+#define OPERATOR_FILE_MAX 65536
 #define START_TIMEOUT_MS 180000
 
 static bool engine_answers(const struct settings *s, json_t **ret_health) {
@@ -67,6 +69,29 @@ static void choose(struct settings *s, const struct up_options *o) {
 	}
 }
 
+// What the operator decides: members of the engine's configuration in $STASIS_HOME/operator.json, when there is one.
+static int add_operators_members(const struct settings *s, json_t *config, struct error *e) {
+	static const char *const ours[] = {"apiListen",    "artifactsListen", "edgeListen",     "edgePublicPort",
+					   "assetsFolder", "accessKeyId",     "secretAccessKey"};
+	char path[CLI_PATH_MAX];
+	cleanup_free char *text = NULL;
+	size_t size;
+	int r = settings_path(s, "operator.json", path, e);
+	if (r < 0 || access(path, F_OK) < 0)
+		return r;
+	if ((r = read_file(path, OPERATOR_FILE_MAX, &text, &size, e)) < 0)
+		return r;
+	json_error_t where;
+	cleanup_json json_t *members = json_loadb(text, size, JSON_REJECT_DUPLICATES, &where);
+	if (!json_is_object(members))
+		return error_set(e, -EINVAL, "%s must be a JSON object with members of docs/configuration.md%s%s", path,
+				 members == NULL ? ": " : "", members == NULL ? where.text : "");
+	for (size_t i = 0; i < sizeof(ours) / sizeof(ours[0]); i++)
+		if (json_object_get(members, ours[i]) != NULL)
+			return error_set(e, -EINVAL, "%s: \"%s\" is decided by 'stasis up' itself: remove it", path, ours[i]);
+	return json_object_update(config, members) < 0 ? error_set(e, -ENOMEM, "out of memory") : 0;
+}
+
 // In the machine everything listens on all of its addresses: only QEMU's forwarding from the host's loopback leads there.
 static int write_config(const struct settings *s, const struct up_options *o, bool machine, struct error *e) {
 	const char *address = machine ? "0.0.0.0" : "127.0.0.1";
@@ -84,9 +109,11 @@ static int write_config(const struct settings *s, const struct up_options *o, bo
 		json_object_set_new(c, "defaultTimeoutScale", json_real(10.0));
 		json_object_set_new(c, "builderVcpus", json_integer(1));
 	}
+	int r = add_operators_members(s, c, e);
 	cleanup_free char *text = json_dumps(c, JSON_INDENT(2));
 	json_decref(c);
-	int r = settings_path(s, "engine", path, e);
+	if (r == 0)
+		r = settings_path(s, "engine", path, e);
 	if (r == 0)
 		r = make_folders(path, 0700, e);
 	if (r == 0)
@@ -179,16 +206,18 @@ static void print_up(const struct cli *c) {
 }
 
 int cmd_up(struct cli *c, int argc, char **argv) {
-	static const char help[] = "usage: stasis up [options]\n"
-				   "\n"
-				   "Starts the engine and waits until it answers. Does nothing when it runs already.\n"
-				   "\n"
-				   "  --machine         in a virtual machine of its own, even if this host has usable KVM\n"
-				   "  --host            on this host itself (as root)\n"
-				   "  --memory MIB      of the machine (default: what is sensible for this host)\n"
-				   "  --cpus N          of the machine (default: 1; with more its emulation crashes now and then)\n"
-				   "  --port-base PORT  API at PORT, artifact store at PORT+1, endpoints at PORT+32 (default 7411)\n"
-				   "  --json\n";
+	static const char help[] =
+		"usage: stasis up [options]\n"
+		"\n"
+		"Starts the engine and waits until it answers. Does nothing when it runs already. What $STASIS_HOME/operator.json says\n"
+		"is added to the engine's configuration.\n"
+		"\n"
+		"  --machine         in a virtual machine of its own, even if this host has usable KVM\n"
+		"  --host            on this host itself (as root)\n"
+		"  --memory MIB      of the machine (default: what is sensible for this host)\n"
+		"  --cpus N          of the machine (default: 1; with more its emulation crashes now and then)\n"
+		"  --port-base PORT  API at PORT, artifact store at PORT+1, endpoints at PORT+32 (default 7411)\n"
+		"  --json\n";
 	static const struct option options[] = {{"machine", no_argument, NULL, 'm'},         {"host", no_argument, NULL, 'h'},
 						{"memory", required_argument, NULL, 'M'},    {"cpus", required_argument, NULL, 'c'},
 						{"port-base", required_argument, NULL, 'p'}, {0}};
@@ -343,6 +372,7 @@ int cmd_credentials(struct cli *c, int argc, char **argv) {
 	settings_path(s, "ca.pem", ca, NULL);
 	const char *const lines[][2] = {{"AWS_ACCESS_KEY_ID", s->key_id},
 					{"AWS_SECRET_ACCESS_KEY", s->key_secret},
+					{"AWS_SESSION_TOKEN", s->key_token},
 					{"AWS_REGION", s->region},
 					{"AWS_DEFAULT_REGION", s->region},
 					{"AWS_ENDPOINT_URL_LAMBDA_MICROVMS", s->api},
@@ -351,6 +381,8 @@ int cmd_credentials(struct cli *c, int argc, char **argv) {
 					{"STASIS_CA", ca}};
 	json_t *o = json_object();
 	for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
+		if (lines[i][1][0] == '\0')
+			continue;
 		json_object_set_new(o, lines[i][0], json_string(lines[i][1]));
 		if (!c->json)
 			printf("export %s='%s'\n", lines[i][0], lines[i][1]);

@@ -2,6 +2,7 @@
 #include "edge/gate.h"
 
 #include "base/clock.h"
+#include "images/connectors.h"
 #include "microvms/microvms.h"
 
 #include <string.h>
@@ -10,6 +11,7 @@
 #define WRONG_TOKEN "Token authentication failed"
 #define WRONG_PORT "Access to port denied"
 #define BAD_PORT "Invalid port"
+#define NO_INGRESS "Ingress denied by network connectors"
 
 bool gate_endpoint(struct slice authority, char ret[static UUID_TEXT]) {
 	size_t n = 0;
@@ -69,4 +71,6 @@ void gate_decide(struct edge *ed, const struct gate_request *r, struct gate_verd
 		refuse(ret, 502, ""); // a shell's token opens no application (spec section 6)
 	else if (verdict == TOKEN_PORT_DENIED)
 		refuse(ret, 403, WRONG_PORT);
+	else if ((microvm_ingress(ed->engine, ret->endpoint) & INGRESS_HTTP) == 0)
+		refuse(ret, 403, NO_INGRESS); // by its connectors; a sleeping one is not woken
 }

@@ -5,6 +5,7 @@
 #include "guest/control.h"
 #include "guest/streams.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -13,8 +14,12 @@
 #define ACCEPT_PAUSE_NS 50000000ull
 
 struct agent_options agent_guest_options(void) {
+	struct in_addr imds = {0};
+	inet_pton(AF_INET, IMDS_ADDRESS, &imds);
 	return (struct agent_options){
 		.machine = true,
+		.imds_address = imds,
+		.imds_port = IMDS_PORT,
 		.application = {.crun = "/usr/bin/crun",
 				.run = "/run/stasis",
 				.cgroups = "/sys/fs/cgroup",
@@ -97,6 +102,7 @@ int agent_init(struct agent *a, const struct agent_options *o, struct error *e) 
 	    (r = events_init(&a->events, &a->loop, e)) < 0 || (r = forwards_init(&a->forwards, &a->loop, e)) < 0)
 		return r;
 	a->hooks.loop = &a->loop;
+	imds_init(&a->imds, &a->loop, o->imds_address, o->imds_port, o->machine ? "lo" : NULL);
 	application_init(&a->application, &a->loop, &a->children, &a->events, &a->options.application);
 	a->application.exited = application_exited;
 	a->application.exited_arg = a;
@@ -108,6 +114,7 @@ int agent_init(struct agent *a, const struct agent_options *o, struct error *e) 
 void agent_end(struct agent *a) {
 	control_close_all(a);
 	stream_close_all(a);
+	imds_take(&a->imds);
 	application_end(&a->application);
 	builder_cancel(&a->builder);
 	// Its processes are dead; reap them, so that nothing of ours calls back later.

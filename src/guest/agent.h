@@ -10,6 +10,7 @@
 #include "guest/events.h"
 #include "guest/forward.h"
 #include "guest/hook.h"
+#include "guest/imds.h"
 #include "guest/loop.h"
 
 #include <stdbool.h>
@@ -18,6 +19,8 @@ struct agent_options {
 	bool machine; // we are PID 1 of a guest: clock, random generator, network and power are ours
 	struct application_paths application;
 	const char *build_program;
+	struct in_addr imds_address; // where credentials are asked for
+	uint16_t imds_port;
 	const char *resolv_conf; // where name servers are written for the guest's own programs
 };
 
@@ -28,6 +31,7 @@ struct agent {
 	struct events events;
 	struct forwards forwards;
 	struct hooks hooks;
+	struct imds imds;
 	struct application application;
 	struct builder builder;
 	struct source control_listener, stream_listener;

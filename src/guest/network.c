@@ -7,6 +7,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <net/route.h>
 #include <stdio.h>
@@ -71,6 +72,32 @@ int network_configure(const char *interface, struct in_addr address, unsigned pr
 	if (ioctl(fd, SIOCADDRT, &route) < 0 && errno != EEXIST)
 		return error_errno(e, "cannot set the default route over %s", interface);
 	return 0;
+}
+
+// An address of its own length cannot be added by interface requests without being, for a moment, a whole network: rtnetlink(7) it is.
+int network_add_address(const char *interface, struct in_addr address, struct error *e) {
+	struct {
+		struct nlmsghdr header;
+		struct ifaddrmsg message;
+		struct rtattr attribute;
+		struct in_addr local;
+	} q = {.header = {.nlmsg_len = sizeof(q),
+			  .nlmsg_type = RTM_NEWADDR,
+			  .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL},
+	       .message = {.ifa_family = AF_INET, .ifa_prefixlen = 32, .ifa_scope = RT_SCOPE_HOST, .ifa_index = if_nametoindex(interface)},
+	       .attribute = {.rta_len = RTA_LENGTH(sizeof(address)), .rta_type = IFA_LOCAL},
+	       .local = address};
+	struct {
+		struct nlmsghdr header;
+		struct nlmsgerr error;
+		char rest[256];
+	} answer = {.error.error = -EIO};
+
+	cleanup_close int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+	if (fd < 0 || send(fd, &q, sizeof(q), 0) < 0 || recv(fd, &answer, sizeof(answer), 0) < (ssize_t)sizeof(answer.header))
+		return error_errno(e, "cannot add an address to %s", interface);
+	int r = answer.header.nlmsg_type == NLMSG_ERROR ? answer.error.error : -EIO;
+	return r == 0 || r == -EEXIST ? 0 : error_set(e, r, "cannot add an address to %s: %s", interface, strerror(-r));
 }
 
 int network_write_nameservers(const char *path, const struct network_request *q, struct error *e) {

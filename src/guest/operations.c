@@ -80,8 +80,8 @@ static uint64_t available_memory(const struct agent *a) {
 	return (uint64_t)kib << 10;
 }
 
-// Whether a TCP socket listens (proc(5), /proc/net/tcp: the fourth column is the state, 0A is LISTEN). The agent itself listens on vsock only, so
-// in a guest it is the application's.
+// Whether a TCP socket listens (proc(5), /proc/net/tcp: the fourth column is the state, 0A is LISTEN). The agent itself listens on vsock,
+// and for a microVM with credentials, which an image that is being made is not: so there it is the application's.
 static bool something_listens(const char *path) {
 	cleanup_file FILE *f = fopen(path, "re");
 	char line[256], tcp_state[3];
@@ -141,8 +141,14 @@ static void resume(struct operation *o, const struct resume_request *q) {
 		reply_error(o, &e);
 		return;
 	}
-	if (q->clone)
+	if (q->clone) {
 		events_clear(&a->events);
+		imds_take(&a->imds); // an image has no credentials
+	}
+	if (q->credentials.key_id != NULL && imds_give(&a->imds, &q->credentials, &e) < 0) {
+		reply_error(o, &e);
+		return;
+	}
 	if (application_thaw(&a->application, &e) < 0) {
 		reply_error(o, &e);
 		return;
@@ -261,6 +267,21 @@ static void network(struct operation *o, const struct network_request *q) {
 		reply(o, NULL);
 }
 
+// credentials
+
+static void credentials(struct operation *o, const struct credentials_request *q) {
+	struct agent *a = o->agent;
+	struct error e = {0};
+
+	if (q->key_id == NULL)
+		imds_take(&a->imds);
+	else if (imds_give(&a->imds, q, &e) < 0) {
+		reply_error(o, &e);
+		return;
+	}
+	reply(o, NULL);
+}
+
 // poweroff
 
 static int write_everything_back(struct job *j) {
@@ -327,6 +348,9 @@ void operation_begin(struct operation *o, struct agent *a, const struct request 
 		return;
 	case OP_NETWORK:
 		network(o, &q->network);
+		return;
+	case OP_CREDENTIALS:
+		credentials(o, &q->credentials);
 		return;
 	case OP_POWEROFF:
 		poweroff(o);

@@ -20,6 +20,21 @@ ssize_t frame_size(const void *data, size_t size) {
 	return (ssize_t)n + 4;
 }
 
+static int parse_credentials(const json_t *request, struct credentials_request *q, struct error *e) {
+	const json_t *o = NULL;
+	int r = member_object(request, "credentials", MEMBER_OPTIONAL, &o, e);
+
+	if (r < 0 || o == NULL)
+		return r;
+	if ((r = member_string(o, "accessKeyId", MEMBER_REQUIRED, 128, &q->key_id, e)) < 0 ||
+	    (r = member_string(o, "secretAccessKey", MEMBER_REQUIRED, 128, &q->secret, e)) < 0 ||
+	    (r = member_string(o, "token", MEMBER_REQUIRED, REQUEST_TOKEN_MAX, &q->token, e)) < 0 ||
+	    (r = member_string(o, "lastUpdated", MEMBER_REQUIRED, 32, &q->updated, e)) < 0 ||
+	    (r = member_string(o, "expiration", MEMBER_REQUIRED, 32, &q->expiration, e)) < 0)
+		return r;
+	return 0;
+}
+
 static int parse_resume(const json_t *o, struct resume_request *q, struct error *e) {
 	const char *entropy = NULL, *generation = "self";
 	int64_t ns = 0;
@@ -28,7 +43,7 @@ static int parse_resume(const json_t *o, struct resume_request *q, struct error 
 	if ((r = member_string(o, "entropy", MEMBER_REQUIRED, REQUEST_ENTROPY_MAX * 2, &entropy, e)) < 0 ||
 	    (r = member_integer(o, "realtimeNs", MEMBER_REQUIRED, 1, INT64_MAX, &ns, e)) < 0 ||
 	    (r = member_string(o, "generation", MEMBER_REQUIRED, 16, &generation, e)) < 0 ||
-	    (r = member_object(o, "identity", MEMBER_OPTIONAL, &q->identity, e)) < 0)
+	    (r = member_object(o, "identity", MEMBER_OPTIONAL, &q->identity, e)) < 0 || (r = parse_credentials(o, &q->credentials, e)) < 0)
 		return r;
 	ssize_t n = hex_decode(entropy, strlen(entropy), q->entropy, sizeof(q->entropy));
 	if (n < 32)
@@ -172,8 +187,10 @@ static int parse_network(const json_t *o, struct network_request *q, struct erro
 
 int request_parse(const void *data, size_t size, struct request *ret, struct error *e) {
 	static const char *const names[] = {
-		[OP_HELLO] = "hello", [OP_RESUME] = "resume", [OP_START] = "start",     [OP_HOOK] = "hook",         [OP_FREEZE] = "freeze",
-		[OP_STATE] = "state", [OP_BUILD] = "build",   [OP_NETWORK] = "network", [OP_POWEROFF] = "poweroff",
+		[OP_HELLO] = "hello",       [OP_RESUME] = "resume",   [OP_START] = "start",
+		[OP_HOOK] = "hook",         [OP_FREEZE] = "freeze",   [OP_STATE] = "state",
+		[OP_BUILD] = "build",       [OP_NETWORK] = "network", [OP_CREDENTIALS] = "credentials",
+		[OP_POWEROFF] = "poweroff",
 	};
 	const char *op = NULL;
 	int r;
@@ -209,6 +226,9 @@ int request_parse(const void *data, size_t size, struct request *ret, struct err
 		break;
 	case OP_NETWORK:
 		r = parse_network(o, &ret->network, e);
+		break;
+	case OP_CREDENTIALS:
+		r = parse_credentials(o, &ret->credentials, e);
 		break;
 	default:
 		return error_set(e, -EOPNOTSUPP, "this guest agent has no operation \"%s\" (protocol %d)", op, GUEST_PROTOCOL);

@@ -9,6 +9,7 @@
 
 #define REQUEST_ENTROPY_MAX 64
 #define REQUEST_NAMESERVERS_MAX 3 // as many as the C libraries look at (resolv.conf(5))
+#define REQUEST_TOKEN_MAX 2048
 #define REQUEST_TIMEOUT_MS_MAX 86400000
 
 enum request_op {
@@ -20,16 +21,24 @@ enum request_op {
 	OP_STATE,
 	OP_BUILD,
 	OP_NETWORK,
+	OP_CREDENTIALS,
 	OP_POWEROFF,
 };
 
 // All pointers are borrowed from request.document.
+struct credentials_request {
+	const char *key_id; // NULL: none are given
+	const char *secret, *token;
+	const char *updated, *expiration; // ISO 8601
+};
+
 struct resume_request {
 	uint8_t entropy[REQUEST_ENTROPY_MAX];
 	size_t entropy_size;
 	uint64_t realtime_ns;
 	bool clone;
 	const json_t *identity; // or NULL
+	struct credentials_request credentials;
 };
 
 struct start_request {
@@ -69,6 +78,7 @@ struct request {
 		struct hook_request hook;
 		struct build_request build;
 		struct network_request network;
+		struct credentials_request credentials;
 	};
 };
 

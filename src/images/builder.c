@@ -140,8 +140,8 @@ static int make_snapshot(struct engine *en, const char *folder, struct error *e)
 	stages_begin(&stages, "builder", "builder");
 	snprintf(path, sizeof(path), "%s/key", folder);
 	unlink(path);
-	int r = slot_take(en, LAUNCH_EGRESS_INTERNET, (uint32_t)en->config.builder_vcpus, (uint32_t)en->config.builder_memory_mib, &slot,
-			  e);
+	const struct egress internet = {.base = LAUNCH_EGRESS_INTERNET};
+	int r = slot_take(en, &internet, (uint32_t)en->config.builder_vcpus, (uint32_t)en->config.builder_memory_mib, &slot, e);
 	if (r < 0)
 		return r;
 	stages_mark(&stages, "launch.take");
@@ -202,7 +202,7 @@ static int restore(struct build *b, int artifact, int output, struct error *e) {
 }
 
 static int take_and_restore(struct build *b, int artifact, int output, struct error *e) {
-	int r = slot_take(b->en, b->settings.egress, (uint32_t)b->en->config.builder_vcpus, (uint32_t)b->en->config.builder_memory_mib,
+	int r = slot_take(b->en, &b->settings.egress, (uint32_t)b->en->config.builder_vcpus, (uint32_t)b->en->config.builder_memory_mib,
 			  &b->slot, e);
 	if (r < 0)
 		return r;
@@ -263,10 +263,10 @@ static int call_build(struct build *b, struct agent *a, uint64_t artifact_bytes,
 			       e);
 	stages_mark(&b->stages, "agent.resume");
 	int left = build_time_left(b, 3600 * 1000 * 24);
-	json_t *request =
-		json_pack("{s:s, s:I, s:s, s:o, s:b, s:O, s:i}", "op", "build", "artifactBytes", (json_int_t)artifact_bytes, "outputFormat",
-			  "ext4", "baseAliases", base_aliases(b->en), "network", b->settings.egress != LAUNCH_EGRESS_NONE, "nameservers",
-			  nameservers, "timeoutMs", left > 2 * BUILD_GRACE_MS ? left - BUILD_GRACE_MS : left);
+	json_t *request = json_pack("{s:s, s:I, s:s, s:o, s:b, s:O, s:i}", "op", "build", "artifactBytes", (json_int_t)artifact_bytes,
+				    "outputFormat", "ext4", "baseAliases", base_aliases(b->en), "network",
+				    b->settings.egress.base != LAUNCH_EGRESS_NONE || b->settings.egress.network_count > 0, "nameservers",
+				    nameservers, "timeoutMs", left > 2 * BUILD_GRACE_MS ? left - BUILD_GRACE_MS : left);
 	if (r == 0)
 		r = agent_call(a, request, left + BUILD_GRACE_MS, &reply, e);
 	else

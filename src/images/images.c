@@ -117,7 +117,7 @@ static int record_further(struct build *b, const struct image_request *r, struct
 	int code = store_add_version(b->en->store, &b->version, &b->record, r->token, state, e);
 	if (code == -ENOENT)
 		return image_is_missing(b->image.arn, e);
-	return code == -EBUSY || code == -ESTALE ? image_is_busy(state, e) : code;
+	return code == -EBUSY || code == -EAGAIN ? image_is_busy(state, e) : code;
 }
 
 // `image` NULL: a new one.

@@ -159,7 +159,7 @@ static int boot_and_snapshot(struct build *b, struct error *e) {
 	struct agent a = {.fd = -1};
 	struct events *events = NULL;
 	const struct events_handler handler = {.arg = b};
-	int r = slot_take(b->en, b->settings.egress, b->settings.vcpus, b->settings.memory_mib, &b->slot, e);
+	int r = slot_take(b->en, &b->settings.egress, b->settings.vcpus, b->settings.memory_mib, &b->slot, e);
 	if (r == 0)
 		r = boot(b, e);
 	stages_mark(&b->stages, "vmm.boot");
@@ -201,7 +201,7 @@ static int rehearse_in(struct build *b, const char *folder, struct error *e) {
 	struct events *events = NULL;
 	const struct events_handler handler = {.arg = b};
 	const struct slot_restore restore = {.image_folder = b->folder, .own_folder = folder, .record = true};
-	int r = slot_take(b->en, b->settings.egress, b->settings.vcpus, b->settings.memory_mib, &b->slot, e);
+	int r = slot_take(b->en, &b->settings.egress, b->settings.vcpus, b->settings.memory_mib, &b->slot, e);
 	if (r == 0)
 		r = slot_restore_image(b->en, &b->slot, &restore, e);
 	if (r == 0)

@@ -4,6 +4,7 @@
 #include "base/cleanup.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "logs/logs.h"
 
 #include <dirent.h>
 #include <stdio.h>
@@ -79,6 +80,8 @@ static void finish_interrupted(struct engine *en, struct store_image *image) {
 		log_error("build.interrupted", LOG_S("image", image->arn), LOG_S("message", e.message));
 	else
 		log_info("build.interrupted", LOG_S("image", image->arn), LOG_S("version", x.version.version));
+	if (x.found_version)
+		logs_build_ended(en, image->uuid, x.version.version);
 }
 
 // Folders of images that no record names.

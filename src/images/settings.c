@@ -2,6 +2,7 @@
 #include "images/settings.h"
 
 #include "base/json.h"
+#include "images/connectors.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -63,24 +64,6 @@ static int read_hooks(const json_t *config, double scale, struct image_settings 
 	return 0;
 }
 
-enum launch_egress egress_of(const json_t *connectors, enum launch_egress inherited) {
-	if (json_array_size(connectors) == 0)
-		return inherited;
-	for (size_t i = 0; i < json_array_size(connectors); i++) {
-		const char *arn = json_string_value(json_array_get(connectors, i));
-		const char *name = arn == NULL ? NULL : strrchr(arn, ':');
-		if (name != NULL && strcmp(name + 1, "INTERNET_EGRESS") == 0)
-			return LAUNCH_EGRESS_INTERNET;
-	}
-	return LAUNCH_EGRESS_NONE;
-}
-
-enum launch_egress run_egress(const char *run_config_json, enum launch_egress inherited) {
-	cleanup_json json_t *config =
-		run_config_json == NULL ? NULL : json_parse_object(run_config_json, strlen(run_config_json), CONFIG_LIMIT, "run", NULL);
-	return egress_of(json_object_get(config, "egressNetworkConnectors"), inherited);
-}
-
 int image_settings_read(const char *config_json, double scale, struct image_settings *ret, struct error *e) {
 	struct image_settings s = {0};
 	cleanup_json json_t *config = json_parse_object(config_json, strlen(config_json), CONFIG_LIMIT, "the image's configuration", e);
@@ -96,7 +79,7 @@ int image_settings_read(const char *config_json, double scale, struct image_sett
 		const char *name = json_string_value(json_array_get(capabilities, i));
 		s.all_capabilities = s.all_capabilities || (name != NULL && strcmp(name, "ALL") == 0);
 	}
-	s.egress = egress_of(json_object_get(config, "egressNetworkConnectors"), LAUNCH_EGRESS_INTERNET);
+	read_egress(config, &(struct egress){.base = LAUNCH_EGRESS_INTERNET}, &s.egress);
 	*ret = s;
 	return 0;
 }

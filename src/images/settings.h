@@ -22,16 +22,10 @@ struct image_settings {
 	int hook_port;
 	struct hook_settings hooks[HOOKS];
 	bool all_capabilities;
-	enum launch_egress egress;
+	struct egress egress;
 };
 
 extern const char *const image_hook_names[HOOKS]; // "ready", "validate", …
 
 // `scale` multiplies the hook time-outs that the image does not set. Absent members have the service's defaults.
 int image_settings_read(const char *config_json, double scale, struct image_settings *ret, struct error *e);
-
-// What a list of egress connectors means; NULL, null or empty: `inherited`.
-enum launch_egress egress_of(const json_t *connectors, enum launch_egress inherited);
-
-// The egress of a microVM whose Run request had this configuration.
-enum launch_egress run_egress(const char *run_config_json, enum launch_egress inherited);

@@ -10,6 +10,7 @@
 #include "launch/cgroup.h"
 #include "launch/netlink.h"
 #include "launch/network.h"
+#include "launch/networks.h"
 #include "launch/record.h"
 
 #include <dirent.h>
@@ -33,6 +34,21 @@ static void remove_cgroup(void *arg, const char *vmm) {
 		usleep(REMOVE_PAUSE_US);
 }
 
+// A network that the configuration no longer has is no longer reached.
+static void recall_networks(struct launcher *l, struct slot *slot, const struct egress *g) {
+	struct error e;
+	for (uint32_t i = 0; i < g->network_count; i++) {
+		struct egress one = {.network_count = 1};
+		uint32_t bit;
+		memcpy(one.networks[0], g->networks[i], LAUNCH_NETWORK_MAX);
+		if (networks_find(&l->options, &one, &bit, &e) == 0)
+			slot->networks |= bit;
+		else
+			log_warn("launch.networks", LOG_S("vmm", slot->vmm), LOG_S("message", e.message));
+	}
+	slot->confined = g->network_count > 0 && g->base == LAUNCH_EGRESS_NONE;
+}
+
 static bool adopt(struct launcher *l, const char *vmm) {
 	struct record r;
 	if (record_read(l->options.run, vmm, &r) < 0 || !r.taken)
@@ -54,6 +70,7 @@ static bool adopt(struct launcher *l, const char *vmm) {
 	slot->outer = outer > 0 ? (unsigned)outer : 0;
 	slot->cgroup = true;
 	slot->folder = true;
+	recall_networks(l, slot, &r.egress);
 	slot_set_state(&l->slots, (unsigned)number, SLOT_TAKEN);
 	launcher_watch(l, slot->pidfd, WATCH_PIDFD, (unsigned)number, EPOLLIN);
 	log_info("launch.adopted", LOG_S("vmm", vmm), LOG_U("pid", r.pid), LOG_U("slot", number));

@@ -27,9 +27,25 @@ static void close_fd(int *fd) {
 	*fd = -1;
 }
 
+// The next microVM with this number has its address: it must not inherit the networks. While that fails, the number is not free.
+static bool leave_networks(struct launcher *l, unsigned number) {
+	struct slot *slot = &l->slots.at[number];
+	const struct firewall_member member = slot_member(l, number);
+	struct error e;
+	if ((slot->networks != 0 || slot->confined) && firewall_leave(&member, &e) < 0) {
+		log_error("launch.networks", LOG_S("vmm", slot->vmm), LOG_S("message", e.message));
+		return false;
+	}
+	slot->networks = 0;
+	slot->confined = false;
+	return true;
+}
+
 static void finish(struct launcher *l, unsigned number) {
 	struct slot *slot = &l->slots.at[number];
 	if (slot->pidfd >= 0 || slot->cgroup || slot->folder || slot->outer != 0)
+		return;
+	if (!leave_networks(l, number))
 		return;
 	struct launch_header to = {.kind = LAUNCH_END, .sequence = slot->end_sequence};
 	char vmm[LAUNCH_VMM_MAX];

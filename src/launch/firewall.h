@@ -9,11 +9,27 @@
 #define FIREWALL_INNER "up0"
 #define FIREWALL_TAP "tap0"
 
-// Writes the host's rules into text. Returns their length, or -E2BIG.
-int firewall_host_rules(const struct options *o, char *text, size_t size);
+// A slot whose microVM has networks.
+struct firewall_member {
+	uint32_t address;  // of the slot's inner end
+	uint32_t networks; // bits by their place in the options
+	bool confined;     // to them: it reaches nothing else
+};
+
+struct firewall_members {
+	const struct firewall_member *at;
+	size_t count;
+};
+
+// The host's rules as text, which the caller frees; NULL when out of memory.
+char *firewall_host_rules(const struct options *o, const struct firewall_members *members);
 
 // Replaces the host's table, at once.
-int firewall_host(const struct options *o, struct error *e);
+int firewall_host(const struct options *o, const struct firewall_members *members, struct error *e);
+
+// Both in one transaction; leaving what one is not in is no error.
+int firewall_join(const struct firewall_member *m, struct error *e);
+int firewall_leave(const struct firewall_member *m, struct error *e);
 
 void firewall_remove_host(void);
 

@@ -10,11 +10,16 @@
 #define LAUNCH_VMM_MAX 40        // UUID text and NUL, padded
 #define LAUNCH_TEXT_MAX 512
 #define LAUNCH_SLOTS_MAX 4096
-#define LAUNCH_STASISD_FD 3 // stasisd's end of the pair
+#define LAUNCH_STASISD_FD 3    // stasisd's end of the pair
+#define LAUNCH_NETWORKS_MAX 16 // of one microVM: as many as a connector has subnets (spec section 7.3)
+#define LAUNCH_NETWORK_MAX 48  // a network's name and NUL
 
 // The guest's link-layer address; its IP address and its gateway's are in guest/guest.h. The slot lets nothing else pass.
 #define LAUNCH_GUEST_MAC \
 	{ 0x02, 0x53, 0x54, 0x00, 0x00, 0x02 }
+// Its gateway's, the tap's: the same in every slot, so that what a guest knows of it stays true in copies and after a sleep.
+#define LAUNCH_GATEWAY_MAC \
+	{ 0x02, 0x53, 0x54, 0x00, 0x00, 0x01 }
 
 enum launch_kind {
 	LAUNCH_TAKE = 1, // struct launch_take; gives a slot (from the pool, or made now)
@@ -31,6 +36,14 @@ enum launch_egress {
 	LAUNCH_EGRESS_INTERNET = 1, // everything but the host, other microVMs and link-local; DNS to the configured resolvers
 };
 
+// What a microVM may reach: nothing or the internet, and besides the named networks. Which addresses these are is in stasis-launch's own
+// configuration ("networks"); a name that is not there is refused.
+struct egress {
+	uint32_t base; // enum launch_egress
+	uint32_t network_count;
+	char networks[LAUNCH_NETWORKS_MAX][LAUNCH_NETWORK_MAX]; // "subnet-…"
+};
+
 struct launch_header {
 	uint32_t magic;
 	uint32_t kind;
@@ -39,9 +52,9 @@ struct launch_header {
 
 struct launch_take {
 	struct launch_header header;
-	uint32_t egress;       // enum launch_egress
-	uint32_t vcpus;        // CPU limit: that many CPUs
 	uint64_t memory_bytes; // guest memory; the cgroup's limit is this and an allowance
+	uint32_t vcpus;        // CPU limit: that many CPUs
+	struct egress egress;
 };
 
 struct launch_end {

@@ -12,6 +12,7 @@
 #include "launch/cgroup.h"
 #include "launch/messages.h"
 #include "launch/network.h"
+#include "launch/networks.h"
 #include "launch/record.h"
 
 #include <errno.h>
@@ -34,14 +35,37 @@ int launcher_watch(struct launcher *l, int fd, enum watch what, unsigned number,
 	return epoll_ctl(l->epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
+struct firewall_member slot_member(const struct launcher *l, unsigned number) {
+	const struct slot *slot = &l->slots.at[number];
+	return (struct firewall_member){
+		.address = slot_inner_address(&l->options, number), .networks = slot->networks, .confined = slot->confined};
+}
+
+// The ways out in the slot's own namespace, and with networks its place in the host's filter.
+static int set_egress(struct launcher *l, unsigned number, const struct egress *g, struct error *e) {
+	struct slot *slot = &l->slots.at[number];
+	uint32_t networks = 0;
+	int code = networks_find(&l->options, g, &networks, e);
+	if (code < 0)
+		return code;
+	if (g->base == LAUNCH_EGRESS_NONE && (code = network_confine(&l->options, number, slot->routes, networks)) < 0)
+		return error_set(e, code, "cannot set the egress of slot %u: %s", number, strerror(-code));
+	if (networks == 0)
+		return 0;
+	slot->networks = networks;
+	slot->confined = g->base == LAUNCH_EGRESS_NONE;
+	const struct firewall_member member = slot_member(l, number);
+	return firewall_join(&member, e);
+}
+
 static void take(struct launcher *l, unsigned number, const struct launch_take *t) {
 	struct slot *slot = &l->slots.at[number];
 	struct error e = {.message = ""};
 	uint64_t start = monotonic_ns();
+	struct record r = {.number = number, .pid = slot->pid, .started = slot->started, .taken = true, .egress = t->egress};
 	int code = cgroup_limit(l->options.cgroup, slot->vmm, t->memory_bytes, t->vcpus, &e);
-	if (code == 0 && t->egress == LAUNCH_EGRESS_NONE && (code = network_close_egress(slot->routes)) < 0)
-		error_set(&e, code, "cannot close the egress of slot %u: %s", number, strerror(-code));
-	struct record r = {.number = number, .pid = slot->pid, .started = slot->started, .taken = true};
+	if (code == 0)
+		code = set_egress(l, number, &t->egress, &e);
 	if (code == 0 && (code = record_write(l->options.run, slot->vmm, &r)) < 0)
 		error_set(&e, code, "cannot write down slot %u: %s", number, strerror(-code));
 	if (code < 0) {
@@ -53,8 +77,9 @@ static void take(struct launcher *l, unsigned number, const struct launch_take *
 	slot_set_state(&l->slots, number, SLOT_TAKEN);
 	l->fill_after_ms = monotonic_ms() + FILL_PAUSE_MS;
 	launcher_reply(l, &t->header, 0, (unsigned)slot->pid, slot->vmm, "");
-	log_info("launch.take", LOG_S("vmm", slot->vmm), LOG_U("pid", slot->pid), LOG_U("slot", number), LOG_U("egress", t->egress),
-		 LOG_U("us", (monotonic_ns() - start) / 1000), LOG_U("pool", l->slots.in_state[SLOT_READY]));
+	log_info("launch.take", LOG_S("vmm", slot->vmm), LOG_U("pid", slot->pid), LOG_U("slot", number), LOG_U("egress", t->egress.base),
+		 LOG_U("networks", t->egress.network_count), LOG_U("us", (monotonic_ns() - start) / 1000),
+		 LOG_U("pool", l->slots.in_state[SLOT_READY]));
 }
 
 static void serve_takes(struct launcher *l) {
@@ -109,11 +134,15 @@ void launcher_order(struct launcher *l) {
 }
 
 static void handle(struct launcher *l, const union launch_request *q) {
-	int number;
+	struct error e = {.message = ""};
+	uint32_t networks;
+	int number, code;
 	switch (q->header.kind) {
 	case LAUNCH_TAKE:
 		if (l->stopping)
 			launcher_reply(l, &q->header, -ESHUTDOWN, 0, "", "stasis-launch is ending");
+		else if ((code = networks_find(&l->options, &q->take.egress, &networks, &e)) < 0)
+			launcher_reply(l, &q->header, code, 0, "", e.message);
 		else if (!takes_push(&l->takes, &q->take))
 			launcher_reply(l, &q->header, -EAGAIN, 0, "", "too many requests wait for a slot");
 		return;
@@ -139,7 +168,7 @@ static void handle(struct launcher *l, const union launch_request *q) {
 
 void launcher_engine_readable(struct launcher *l) {
 	while (l->engine.sock >= 0 && launcher_may_read(l)) {
-		uint8_t data[256];
+		uint8_t data[sizeof(union launch_request) + 1];
 		union launch_request q;
 		ssize_t n = recv(l->engine.sock, data, sizeof(data), MSG_DONTWAIT | MSG_TRUNC);
 		if (n < 0 && errno == EINTR)

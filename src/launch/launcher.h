@@ -6,6 +6,7 @@
 #pragma once
 
 #include "launch/engine_process.h"
+#include "launch/firewall.h"
 #include "launch/maker.h"
 #include "launch/options.h"
 #include "launch/slots.h"
@@ -53,6 +54,7 @@ void launcher_maker_readable(struct launcher *l);
 void launcher_order(struct launcher *l); // orders slots if some are wanted now
 void launcher_log_readable(struct launcher *l, unsigned number);
 int launcher_start_maker(struct launcher *l, struct error *e);
+struct firewall_member slot_member(const struct launcher *l, unsigned number);
 
 // replies.c
 int replies_create(struct replies *r);

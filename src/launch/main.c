@@ -13,11 +13,13 @@
 #include "launch/cgroup.h"
 #include "launch/firewall.h"
 #include "launch/netlink.h"
+#include "launch/networks.h"
 
 #include <fcntl.h>
 #include <linux/rtnetlink.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
@@ -83,6 +85,8 @@ static int copy_config(struct options *o, struct error *e) {
 	int code = read_file(o->config, CONFIG_MOST, &data, &size, e);
 	if (code < 0)
 		return code;
+	if ((code = networks_read(data, size, o, e)) < 0)
+		return error_wrap(e, code, "%s", o->config);
 	snprintf(path, sizeof(path), "%.100s/config.json", o->run);
 	unlink(path);
 	cleanup_close int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -96,12 +100,26 @@ static int copy_config(struct options *o, struct error *e) {
 	return 0;
 }
 
-static int set_up_host(struct options *o, struct error *e) {
+// The filter knows from the start which of the microVMs that were taken over have networks.
+static int set_up_filter(struct launcher *l, struct error *e) {
+	size_t count = 0;
+	cleanup_free struct firewall_member *at = calloc(l->slots.count, sizeof(*at));
+	if (at == NULL)
+		return error_set(e, -ENOMEM, "out of memory");
+	for (unsigned n = 0; n < l->slots.count; n++)
+		if (l->slots.at[n].networks != 0 || l->slots.at[n].confined)
+			at[count++] = slot_member(l, n);
+	const struct firewall_members members = {at, count};
+	return firewall_host(&l->options, &members, e);
+}
+
+static int set_up_host(struct launcher *l, struct error *e) {
+	struct options *o = &l->options;
 	cleanup_free char *resolv = NULL;
 	if (o->resolver_count == 0 && read_file("/etc/resolv.conf", 65536, &resolv, NULL, NULL) == 0)
 		options_add_resolvers(o, resolv);
 	// The filter before forwarding.
-	int code = firewall_host(o, e);
+	int code = set_up_filter(l, e);
 	if (code < 0)
 		return code;
 	cleanup_close int fd = open("/proc/sys/net/ipv4/ip_forward", O_WRONLY | O_CLOEXEC);
@@ -139,12 +157,12 @@ static int start(struct launcher *l, struct error *e) {
 	int code = geteuid() == 0 ? 0 : error_set(e, -EPERM, "stasis-launch needs root: `stasis up` starts it where it is needed");
 	if (code < 0 || (code = make_run_folders(&l->options, e)) < 0 || (code = lock_run_folder(&l->options, e)) < 0 ||
 	    (code = copy_config(&l->options, e)) < 0 || (code = make_state_folder(&l->options, e)) < 0 ||
-	    (code = cgroup_start(l->options.cgroup, e)) < 0 || (code = set_up_host(&l->options, e)) < 0 || (code = open_sockets(l, e)) < 0)
+	    (code = cgroup_start(l->options.cgroup, e)) < 0 || (code = open_sockets(l, e)) < 0)
 		return code;
 	if (slots_create(&l->slots, l->options.slots) < 0 || replies_create(&l->replies) < 0)
 		return error_set(e, -ENOMEM, "out of memory");
 	launcher_adopt(l);
-	if ((code = launcher_start_maker(l, e)) < 0)
+	if ((code = set_up_host(l, e)) < 0 || (code = launcher_start_maker(l, e)) < 0)
 		return code;
 	return start_engine(l, e);
 }

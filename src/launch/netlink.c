@@ -109,6 +109,13 @@ int netlink_link_up(int sock, unsigned index) {
 	return talk(sock, h);
 }
 
+int netlink_link_set_mac(int sock, unsigned index, const uint8_t mac[6]) {
+	char data[ROOM];
+	struct nlmsghdr *h = start_link(data, RTM_NEWLINK, 0, index);
+	mnl_attr_put(h, IFLA_ADDRESS, 6, mac);
+	return talk(sock, h);
+}
+
 int netlink_link_remove(int sock, unsigned index) {
 	char data[ROOM];
 	return talk(sock, start_link(data, RTM_DELLINK, 0, index));
@@ -148,9 +155,12 @@ static struct nlmsghdr *start_route(char data[ROOM], uint16_t type, uint16_t fla
 	return h;
 }
 
-int netlink_add_default_route(int sock, uint32_t gateway) {
+int netlink_add_route(int sock, uint32_t address, unsigned prefix, uint32_t gateway) {
 	char data[ROOM];
 	struct nlmsghdr *h = start_route(data, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL);
+	((struct rtmsg *)mnl_nlmsg_get_payload(h))->rtm_dst_len = (unsigned char)prefix;
+	if (prefix > 0)
+		mnl_attr_put_u32(h, RTA_DST, htonl(address));
 	mnl_attr_put_u32(h, RTA_GATEWAY, htonl(gateway));
 	return talk(sock, h);
 }

@@ -12,10 +12,11 @@ int netlink_open(uint32_t groups); // descriptor; RTMGRP_LINK to be told of link
 int netlink_add_veth(int sock, const char *inner, const char *outer, int outer_namespace);
 int netlink_link_index(int sock, const char *name); // positive, or a negative errno (-ENODEV)
 int netlink_link_up(int sock, unsigned index);
+int netlink_link_set_mac(int sock, unsigned index, const uint8_t mac[6]);
 int netlink_link_remove(int sock, unsigned index);
 int netlink_strict_reverse_path(int sock, unsigned index); // rp_filter = 1
 int netlink_add_address(int sock, unsigned index, uint32_t address, unsigned prefix);
-int netlink_add_default_route(int sock, uint32_t gateway);
+int netlink_add_route(int sock, uint32_t address, unsigned prefix, uint32_t gateway); // -EEXIST: there is one already
 int netlink_remove_default_route(int sock);
 int netlink_add_neighbour(int sock, unsigned index, uint32_t address, const uint8_t mac[6]);
 

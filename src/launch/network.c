@@ -64,16 +64,18 @@ static uint32_t address(const char *text) {
 }
 
 static int set_up_tap(int routes) {
-	static const uint8_t mac[6] = LAUNCH_GUEST_MAC;
+	static const uint8_t guest[6] = LAUNCH_GUEST_MAC, gateway[6] = LAUNCH_GATEWAY_MAC;
 	int index = netlink_link_index(routes, FIREWALL_TAP);
 	if (index < 0)
 		return index;
 	unsigned tap = (unsigned)index;
-	int code = netlink_add_address(routes, tap, address(GUEST_GATEWAY), GUEST_PREFIX);
+	int code = netlink_link_set_mac(routes, tap, gateway);
+	if (code == 0)
+		code = netlink_add_address(routes, tap, address(GUEST_GATEWAY), GUEST_PREFIX);
 	if (code == 0)
 		code = netlink_link_up(routes, tap);
 	if (code == 0)
-		code = netlink_add_neighbour(routes, tap, address(GUEST_ADDRESS), mac);
+		code = netlink_add_neighbour(routes, tap, address(GUEST_ADDRESS), guest);
 	return code;
 }
 
@@ -101,7 +103,7 @@ static int set_up_links(const struct options *o, unsigned number, int host, int 
 	    (code = netlink_add_address(routes, (unsigned)inner, slot_inner_address(o, number), 30)) < 0 ||
 	    (code = netlink_link_up(routes, (unsigned)inner)) < 0 || (code = set_up_tap(routes)) < 0)
 		return code;
-	return netlink_add_default_route(routes, slot_host_address(o, number));
+	return netlink_add_route(routes, 0, 0, slot_host_address(o, number));
 }
 
 int network_create(const struct options *o, unsigned number, int host, int host_routes, struct slot_network *ret, struct error *e) {
@@ -123,6 +125,20 @@ int network_create(const struct options *o, unsigned number, int host, int host_
 	return 0;
 }
 
-int network_close_egress(int routes) {
-	return netlink_remove_default_route(routes);
+static int add_routes(const struct options *o, unsigned number, int routes, const struct host_network *n) {
+	uint32_t gateway = slot_host_address(o, number);
+	int code = 0;
+	for (size_t i = 0; i < n->cidr_count && (code == 0 || code == -EEXIST); i++)
+		code = netlink_add_route(routes, n->cidrs[i].address, n->cidrs[i].prefix, gateway);
+	for (size_t i = 0; n->dns && i < o->resolver_count && (code == 0 || code == -EEXIST); i++)
+		code = netlink_add_route(routes, o->resolvers[i], 32, gateway);
+	return code == -EEXIST ? 0 : code; // networks may overlap
+}
+
+int network_confine(const struct options *o, unsigned number, int routes, uint32_t networks) {
+	int code = netlink_remove_default_route(routes);
+	for (size_t i = 0; i < o->network_count && code == 0; i++)
+		if ((networks >> i & 1) != 0)
+			code = add_routes(o, number, routes, &o->networks[i]);
+	return code;
 }

@@ -6,7 +6,7 @@
 
 struct slot_network {
 	int tap;        // IFF_TAP|IFF_NO_PI|IFF_VNET_HDR
-	int routes;     // rtnetlink socket of the namespace: for network_close_egress()
+	int routes;     // rtnetlink socket of the namespace: for network_confine()
 	unsigned outer; // index of the veth's end on the host
 };
 
@@ -15,7 +15,8 @@ struct slot_network {
 // caller is in, which goes when it leaves.
 int network_create(const struct options *o, unsigned number, int host, int host_routes, struct slot_network *ret, struct error *e);
 
-// Egress NONE: takes the way out. A slot is made with it, for most use it, and nothing can use it before the slot is taken.
-int network_close_egress(int routes);
+// Takes the way out and leaves ways to these networks (bits by their place in the options; none: nowhere). A slot is made with the way out,
+// for most use it, and nothing can use it before the slot is taken.
+int network_confine(const struct options *o, unsigned number, int routes, uint32_t networks);
 
 void network_name(unsigned number, char to[16]);

@@ -2,8 +2,11 @@
 #pragma once
 
 #include "base/error.h"
+#include "launch/launch.h"
 
+#include <net/if.h>
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -13,6 +16,18 @@
 struct network {
 	uint32_t address; // host byte order, bits below the prefix are zero
 	unsigned prefix;
+};
+
+#define HOST_NETWORKS_MAX 32
+#define HOST_NETWORK_CIDRS_MAX 16
+
+// A network of the host's that connectors lead to; see networks.c.
+struct host_network {
+	char name[LAUNCH_NETWORK_MAX]; // "subnet-…"
+	struct network cidrs[HOST_NETWORK_CIDRS_MAX];
+	size_t cidr_count;
+	char interface[IFNAMSIZ]; // the only way out; empty: as the host routes
+	bool dns;                 // the resolvers may be asked
 };
 
 struct options {
@@ -31,6 +46,8 @@ struct options {
 	size_t resolver_count;
 	struct network closed[OPTIONS_ADDRESSES_MAX];
 	size_t closed_count;
+	struct host_network networks[HOST_NETWORKS_MAX]; // from the configuration
+	size_t network_count;
 	char *arguments[OPTIONS_ARGUMENTS_MAX]; // for stasisd, from behind "--"
 	size_t argument_count;
 };

@@ -1,6 +1,8 @@
 // What is written down about a slot, in its folder, so that the next stasis-launch can take it over. See record.c.
 #pragma once
 
+#include "launch/launch.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -11,6 +13,7 @@ struct record {
 	pid_t pid;
 	uint64_t started; // of the process, in ticks since boot: tells it from a later one with the same pid
 	bool taken;
+	struct egress egress; // of a taken one, when it has networks
 };
 
 int record_write(const char *run, const char *vmm, const struct record *r);

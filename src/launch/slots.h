@@ -26,6 +26,8 @@ struct slot {
 	int log;             // read end of the VMM's standard error
 	unsigned lines;      // of its log that were passed on
 	unsigned outer;      // link on the host; 0: gone
+	uint32_t networks;   // that it is a member of on the host, bits by their place in the options
+	bool confined;       // to these
 	bool cgroup, folder; // still to be removed
 	bool answer_end;     // somebody waits for an answer to LAUNCH_END
 	uint64_t end_sequence;

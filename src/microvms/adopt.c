@@ -82,7 +82,9 @@ static int take_over(struct microvm *m, const char *vmm, struct error *e) {
 	if (r == 0)
 		r = microvm_agent_open(m, &a, e);
 	if (r == 0)
-		r = agent_call(&a, agent_resume_request(false, m->record.id), AGENT_REPLY_MS, NULL, e);
+		r = microvm_send_resume(m, &a, false, e);
+	if (r == 0)
+		r = agent_receive(&a, AGENT_REPLY_MS, NULL, e);
 	microvm_agent_close(m, &a);
 	return r == 0 ? microvm_open_route(m, e) : r;
 }

@@ -34,6 +34,8 @@ static int64_t until_due(struct microvm *m) {
 		due = least(due, m->begun_ms + r->maximum_duration_s * 1000 - boot);
 	if (m->exited_ms != 0)
 		due = least(due, m->exited_ms + EXIT_GRACE_MS - now);
+	if (m->credentials_due_ms != 0 && m->state == STATE_RUNNING)
+		due = least(due, m->credentials_due_ms - now);
 	if (r->has_idle_policy && m->state == STATE_RUNNING)
 		due = least(due, m->last_activity_ms + r->max_idle_s * 1000 - now);
 	if (r->has_idle_policy && m->state == STATE_SUSPENDED)
@@ -54,6 +56,7 @@ static void run_due_job(void *arg) {
 	bool forgotten = r->has_idle_policy && m->state == STATE_SUSPENDED && boot >= m->asleep_ms + r->suspended_s * 1000;
 	bool idle = r->has_idle_policy && m->state == STATE_RUNNING && now >= m->last_activity_ms + r->max_idle_s * 1000;
 	bool no_sleep = idle && r->suspended_s == 0; // 0 means: terminate instead of staying suspended
+	bool stale = m->state == STATE_RUNNING && m->credentials_due_ms != 0 && now >= m->credentials_due_ms;
 	int exit_code = m->exit_code;
 	pthread_mutex_unlock(&m->lock);
 
@@ -71,6 +74,8 @@ static void run_due_job(void *arg) {
 		if (microvm_suspend_now(m, SUSPEND_IDLE, &e) < 0)
 			log_warn("microvm.idle", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
 		microvm_end(m);
+	} else if (stale) {
+		microvm_renew_credentials(m);
 	} else {
 		microvm_schedule(m);
 	}

@@ -180,9 +180,9 @@ static int call_launcher(struct launcher *l, struct launch_header *request, size
 	return 0;
 }
 
-int launcher_take(struct launcher *l, enum launch_egress egress, uint32_t vcpus, uint64_t memory_bytes, char vmm[LAUNCH_VMM_MAX],
+int launcher_take(struct launcher *l, const struct egress *egress, uint32_t vcpus, uint64_t memory_bytes, char vmm[LAUNCH_VMM_MAX],
 		  struct error *e) {
-	struct launch_take request = {.header.kind = LAUNCH_TAKE, .egress = egress, .vcpus = vcpus, .memory_bytes = memory_bytes};
+	struct launch_take request = {.header.kind = LAUNCH_TAKE, .egress = *egress, .vcpus = vcpus, .memory_bytes = memory_bytes};
 	struct call c = {0};
 	int r = call_launcher(l, &request.header, sizeof(request), &c, e);
 	if (r < 0)

@@ -23,7 +23,7 @@ void launcher_listen(struct launcher *l, const struct launcher_events *events);
 void launcher_close(struct launcher *l);
 
 // Gives a slot: its name goes to `vmm`. Blocks.
-int launcher_take(struct launcher *l, enum launch_egress egress, uint32_t vcpus, uint64_t memory_bytes, char vmm[LAUNCH_VMM_MAX],
+int launcher_take(struct launcher *l, const struct egress *egress, uint32_t vcpus, uint64_t memory_bytes, char vmm[LAUNCH_VMM_MAX],
 		  struct error *e);
 
 // Kills the slot's VMM and waits until everything of the slot is gone. A slot that is gone already is fine. Blocks.

@@ -57,6 +57,7 @@ struct microvm {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;      // busy, recorded, route->active
 	struct store_microvm record; // config is this object's
+	unsigned ingress;            // enum ingress (images/connectors.h); never changes
 	enum microvm_state state;
 	bool busy;
 	bool resuming; // a resume is under way or submitted
@@ -71,11 +72,12 @@ struct microvm {
 	int64_t exited_ms;           // monotonic; when the application ended; 0: it runs
 	int exit_code;
 	_Atomic int64_t last_activity_ms; // monotonic
+	int64_t credentials_due_ms;       // monotonic; when the guest is to get new ones; 0: it has none
 	int64_t begun_ms, asleep_ms;      // since the boot: when its life, and its present sleep, began; see idle.c
 	struct timer timer;
 
 	// Owned by the operation in progress; between operations `slot.client` is watched.
-	struct image_settings settings;
+	struct image_settings settings; // with the egress of the Run request
 	char folder[FOLDER_PATH], image_folder[FOLDER_PATH];
 	struct slot slot;
 	int64_t watch; // of slot.client; 0: none
@@ -144,6 +146,13 @@ void microvm_attach(struct microvm *m); // with the operation held
 void microvm_attach_later(struct microvm *m, const struct stages *stages);
 void microvm_detach(struct microvm *m);
 void microvms_on_slot_ended(void *arg, const char *vmm, int wait_status); // from stasis-launch; arg: engine
+
+// credentials.c ---------------------------------------------------------------------------------------------------------------
+// Sends the `resume` to a guest, with credentials when it has a role and needs new ones.
+int microvm_send_resume(struct microvm *m, struct agent *a, bool clone, struct error *e);
+// The guest may not have got what it was sent last, or lost it.
+void microvm_forget_credentials(struct microvm *m);
+void microvm_renew_credentials(struct microvm *m); // when they are due; waits for the operation before. [worker]
 
 // terminate.c -----------------------------------------------------------------------------------------------------------------
 // With the operation held and the state TERMINATING: ends VMM and files, then TERMINATED. Keeps the reason.

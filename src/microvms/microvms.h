@@ -74,3 +74,7 @@ void microvm_route_release(struct microvm_route *r);
 
 // Looks up who an endpoint is without waking it, from memory. Returns false when unknown. [any]
 bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48], char state[STATE_TEXT]);
+
+// What the ingress connectors of the microVM behind an endpoint let in: bits of enum ingress (images/connectors.h); 0 when it is unknown. From
+// memory. [any]
+unsigned microvm_ingress(struct engine *en, const char *endpoint);

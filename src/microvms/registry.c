@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "images/connectors.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,7 @@ struct microvm *microvm_new(struct engine *en, const struct store_microvm *recor
 	m->en = en;
 	m->references = 1;
 	m->record = *record;
+	m->ingress = run_ingress(record->config);
 	m->state = STATE_PENDING;
 	m->agent_fd = -1;
 	m->slot = SLOT_NONE;

@@ -21,7 +21,7 @@ static void state_paths(const struct microvm *m, char own[FOLDER_PATH + 64], cha
 }
 
 static int start_vmm(struct microvm *m, struct stages *stages, struct error *e) {
-	int r = slot_take(m->en, run_egress(m->record.config, m->settings.egress), m->settings.vcpus, m->settings.memory_mib, &m->slot, e);
+	int r = slot_take(m->en, &m->settings.egress, m->settings.vcpus, m->settings.memory_mib, &m->slot, e);
 	stages_mark(stages, "launch.take");
 	if (r < 0)
 		return r;
@@ -40,7 +40,7 @@ static int wake_guest(struct microvm *m, struct agent *a, struct stages *stages,
 		return error_errno(e, "cannot rename %s", own);
 	*thawed = true;
 	bool hook = m->settings.hooks[HOOK_RESUME].enabled;
-	int r = agent_send(a, agent_resume_request(false, m->record.id), e);
+	int r = microvm_send_resume(m, a, false, e);
 	if (r == 0 && hook)
 		r = agent_send(a, microvm_hook_request(m, HOOK_RESUME, NULL), e);
 	if (r == 0)
@@ -127,6 +127,7 @@ int microvm_resume_now(struct microvm *m, struct error *e) {
 	m->resuming = false;
 	pthread_mutex_unlock(&m->lock);
 	if (r < 0) {
+		microvm_forget_credentials(m);
 		microvm_close_route(m);
 		if (microvm_state_now(m) == STATE_SUSPENDED)
 			back_to_sleep(m, thawed, e);

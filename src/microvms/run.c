@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "images/connectors.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,6 +29,8 @@ int microvm_load(struct microvm *m, struct error *e) {
 	int r = store_get_version(m->en->store, m->record.image_uuid, m->record.version, &version, e);
 	if (r == 0)
 		r = image_settings_read(version.config, m->en->config.default_timeout_scale, &m->settings, e);
+	if (r == 0)
+		run_egress(m->record.config, &m->settings.egress, &m->settings.egress);
 	store_version_clear(&version);
 	return r;
 }
@@ -52,7 +55,7 @@ static char *run_hook_body(const struct microvm *m, const char *payload) {
 static int wake_clone(struct microvm *m, struct agent *a, const char *payload, struct stages *stages, char reason[REASON_MAX],
 		      struct error *e) {
 	bool hook = m->settings.hooks[HOOK_RUN].enabled;
-	int r = agent_send(a, agent_resume_request(true, m->record.id), e);
+	int r = microvm_send_resume(m, a, true, e);
 	if (r == 0 && hook) {
 		cleanup_free char *body = run_hook_body(m, payload);
 		r = body == NULL ? error_set(e, -ENOMEM, "out of memory") : agent_send(a, microvm_hook_request(m, HOOK_RUN, body), e);
@@ -74,8 +77,7 @@ static int launch(struct microvm *m, const char *payload, struct stages *stages,
 	reason[0] = '\0';
 	int r = mkdir(m->folder, 0750) < 0 ? error_errno(&e, "cannot create %s", m->folder) : 0;
 	if (r == 0)
-		r = slot_take(m->en, run_egress(m->record.config, m->settings.egress), m->settings.vcpus, m->settings.memory_mib, &m->slot,
-			      &e);
+		r = slot_take(m->en, &m->settings.egress, m->settings.vcpus, m->settings.memory_mib, &m->slot, &e);
 	stages_mark(stages, "launch.take");
 	if (r == 0) {
 		const struct slot_restore restore = {.image_folder = m->image_folder, .own_folder = m->folder};

@@ -26,7 +26,7 @@ int slot_attach(struct engine *en, const char *vmm, struct slot *ret, struct err
 	return vmm_connect(ret->control, &ret->client, e);
 }
 
-int slot_take(struct engine *en, enum launch_egress egress, uint32_t vcpus, uint32_t memory_mib, struct slot *ret, struct error *e) {
+int slot_take(struct engine *en, const struct egress *egress, uint32_t vcpus, uint32_t memory_mib, struct slot *ret, struct error *e) {
 	*ret = SLOT_NONE;
 	char vmm[LAUNCH_VMM_MAX];
 	int r = launcher_take(en->launcher, egress, vcpus, (uint64_t)memory_mib << 20, vmm, e);

@@ -21,7 +21,7 @@ struct slot {
 #define SLOT_NONE ((struct slot){.client.fd = -1})
 
 // Takes a slot from stasis-launch and connects to its VMM. On failure nothing is left behind. [worker]
-int slot_take(struct engine *en, enum launch_egress egress, uint32_t vcpus, uint32_t memory_mib, struct slot *ret, struct error *e);
+int slot_take(struct engine *en, const struct egress *egress, uint32_t vcpus, uint32_t memory_mib, struct slot *ret, struct error *e);
 
 // Connects to the VMM of a slot that was taken earlier (by a stasisd before this one). [worker]
 int slot_attach(struct engine *en, const char *vmm, struct slot *ret, struct error *e);

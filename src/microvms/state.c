@@ -319,6 +319,13 @@ bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48],
 	return true;
 }
 
+unsigned microvm_ingress(struct engine *en, const char *endpoint) {
+	struct microvm *m = en->microvms == NULL ? NULL : registry_find_endpoint(en, endpoint);
+	unsigned ingress = m == NULL ? 0 : m->ingress;
+	microvm_unref(m);
+	return ingress;
+}
+
 // The agent and the hooks. --------------------------------------------------------------------------------------------------
 
 int microvm_agent_open(struct microvm *m, struct agent *a, struct error *e) {

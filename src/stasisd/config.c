@@ -84,6 +84,12 @@ static const struct member members[] = {
 	TEXT("cloudWatchSecretAccessKey", MEMBER_TEXT, cloudwatch_key_secret, ""),
 	TEXT("cloudWatchRegion", MEMBER_TEXT, cloudwatch_region, "us-east-1"),
 	CHOICE("cloudWatchRuntime", cloudwatch_runtime, "role|always", "role"),
+	TEXT("networks", MEMBER_OBJECT, networks, "{}"),
+	TEXT("roles", MEMBER_OBJECT, roles, "{}"),
+	TEXT("quotas", MEMBER_OBJECT, quotas, "{}"),
+	NUMBER("maximumDurationSeconds", MEMBER_INT64, maximum_duration_s, 1, INT32_MAX, 28800),
+	NUMBER("hostMemoryMib", MEMBER_INT64, host_memory_mib, 0, 1 << 30, 0),
+	NUMBER("hostReserveMib", MEMBER_INT64, host_reserve_mib, 0, 1 << 20, 128),
 };
 #define MEMBERS (sizeof(members) / sizeof(members[0]))
 

@@ -50,6 +50,12 @@ struct config {
 	char cloudwatch_key_secret[129];
 	char cloudwatch_region[32]; // "cloudWatchRegion": us-east-1
 	char cloudwatch_runtime[8]; // "cloudWatchRuntime": role: logs of microVMs with an execution role only; always
+	char networks[16384]; // "networks": JSON object, subnet id → what it leads to; what it means is stasis-launch's (launch/networks.h)
+	char roles[16384];    // "roles": JSON object, role ARN → policy
+	char quotas[8192];    // "quotas": JSON object, account or "default" → limits (src/api/quota.h)
+	int64_t maximum_duration_s; // "maximumDurationSeconds": 28800; the most that a Run may ask for
+	int64_t host_memory_mib;    // "hostMemoryMib": 0; of all microVMs that are awake together; 0: no limit
+	int64_t host_reserve_mib;   // "hostReserveMib": 128; no microVM is run while less memory is available; 0: not looked at
 };
 
 // Reads and checks the file: unknown members, wrong types and values out of range are refused by name.
@@ -74,6 +80,7 @@ struct engine {
 	struct api *api;             // src/api/
 	struct artifacts *artifacts; // src/store/artifacts.h
 	struct logs *logs;           // src/logs/
+	struct quotas *quotas;       // src/api/quota.h
 	char version[32];
 };
 

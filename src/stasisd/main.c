@@ -122,24 +122,13 @@ static void serve(void *unused) {
 	start_ended(r == 0);
 }
 
-static int put_first_key(struct error *e) {
-	const struct config *c = &engine.config;
-	struct store_key key = {0};
-	if (c->key_id[0] == '\0')
-		return 0;
-	memcpy(key.id, c->key_id, sizeof(key.id));
-	memcpy(key.secret, c->key_secret, sizeof(key.secret));
-	memcpy(key.account, c->account, sizeof(key.account));
-	return store_put_key(engine.store, &key, e);
-}
-
 static void start(void *unused) {
 	struct error e;
 	int r = make_folders(engine.config.state_folder, 0750, &e);
 	if (r == 0)
 		r = store_open(engine.config.state_folder, &engine.store, &e);
 	if (r == 0)
-		r = put_first_key(&e);
+		r = access_start(&engine, &e);
 	if (r == 0)
 		r = artifacts_start(engine.store, engine.config.state_folder, (uint64_t)engine.config.artifact_limit, &engine.artifacts,
 				    &e);

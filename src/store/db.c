@@ -1,4 +1,4 @@
-// The connection to SQLite: opening, locking, statements, transactions; and what belongs to no record: keys, secrets, counts.
+// The connection to SQLite: opening, locking, statements, transactions; and what belongs to no record: secrets, counts.
 //
 // WAL mode with synchronous=FULL: a commit that returned is on the disk. A second connection reads, without waiting for the first one's flushes. A lock
 // file beside the database keeps a second engine away, whatever it would do with it.
@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 
 int db_error(struct store *s, int code, struct error *e) {
 	const char *text = sqlite3_errmsg(s->db);
@@ -30,6 +31,9 @@ int db_error(struct store *s, int code, struct error *e) {
 	case SQLITE_LOCKED:
 		return error_set(e, -EBUSY, "the store %s is in use by another program", s->path);
 	case SQLITE_CONSTRAINT:
+		// A trigger of the schema says why, in words for the API's client.
+		if (sqlite3_extended_errcode(s->db) == SQLITE_CONSTRAINT_TRIGGER)
+			return error_named(e, -ESTALE, "ValidationException", "%s", text);
 		return error_set(e, sqlite3_extended_errcode(s->db) == SQLITE_CONSTRAINT_FOREIGNKEY ? -ENOENT : -EEXIST, "%s", text);
 	case SQLITE_CANTOPEN:
 		return error_set(e, -EACCES, "the store %s cannot be opened (%s)", s->path, text);
@@ -183,11 +187,6 @@ int db_page_read(struct store *s, sqlite3_stmt *st, struct db_page *p, char next
 	return r;
 }
 
-static void init_locks(struct store *s) {
-	pthread_mutex_init(&s->lock, NULL);
-	pthread_mutex_init(&s->keys_lock, NULL);
-}
-
 // Opening -------------------------------------------------------------------------------------------------------------------------
 
 static int lock_store(const char *folder, int *ret, struct error *e) {
@@ -223,22 +222,11 @@ static int check(struct store *s, struct error *e) {
 	return r;
 }
 
-static int load_keys(struct store *s, struct error *e) {
-	db_statement st = NULL;
-	int r = db_query(s, &st, e, "SELECT id, secret, account FROM keys", "");
-	if (r < 0)
-		return r;
-	while ((r = db_step(s, st, e)) > 0) {
-		struct store_key *more = realloc(s->keys, (s->key_count + 1) * sizeof(*more));
-		if (more == NULL)
-			return error_set(e, -ENOMEM, "out of memory reading the keys");
-		s->keys = more;
-		struct store_key *k = &s->keys[s->key_count++];
-		db_text(st, 0, k->id, sizeof(k->id));
-		db_text(st, 1, k->secret, sizeof(k->secret));
-		db_text(st, 2, k->account, sizeof(k->account));
-	}
-	return r;
+// The database holds secret keys: nobody else reads it, nor the files beside it, to which SQLite gives its mode. (The descriptor is closed before
+// SQLite opens the file: closing one later would drop SQLite's locks.)
+static int make_private(const char *path, struct error *e) {
+	cleanup_close int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	return fd < 0 || fchmod(fd, 0600) < 0 ? error_errno(e, "cannot open %s", path) : 0;
 }
 
 static int open_reader(struct store *s, struct error *e) {
@@ -247,7 +235,7 @@ static int open_reader(struct store *s, struct error *e) {
 		return error_set(e, -ENOMEM, "out of memory opening the store");
 	memcpy(r->path, s->path, sizeof(r->path));
 	r->lock_fd = -1;
-	init_locks(r);
+	pthread_mutex_init(&r->lock, NULL);
 	if (sqlite3_open_v2(r->path, &r->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, NULL) != SQLITE_OK ||
 	    sqlite3_exec(r->db, "PRAGMA query_only = ON;", NULL, NULL, NULL) != SQLITE_OK)
 		return r->db == NULL ? error_set(e, -ENOMEM, "out of memory opening %s", r->path) : db_error(r, -EIO, e);
@@ -263,6 +251,9 @@ static int open_database(struct store *s, const char *folder, struct error *e) {
 	if (r < 0)
 		return r;
 	snprintf(s->path, sizeof(s->path), "%s/stasis.db", folder);
+	r = make_private(s->path, e);
+	if (r < 0)
+		return r;
 	if (sqlite3_open_v2(s->path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE,
 			    NULL) != SQLITE_OK) {
 		if (s->db == NULL)
@@ -279,7 +270,7 @@ static int open_database(struct store *s, const char *folder, struct error *e) {
 	r = schema_upgrade(s, schema_newest(), e);
 	if (r < 0)
 		return r;
-	r = load_keys(s, e);
+	r = keys_load(s, e);
 	if (r == 0)
 		r = open_reader(s, e);
 	return r < 0 ? r : sync_folder(folder, e);
@@ -290,7 +281,7 @@ int store_open(const char *folder, struct store **ret, struct error *e) {
 	if (s == NULL)
 		return error_set(e, -ENOMEM, "out of memory opening the store");
 	s->lock_fd = -1;
-	init_locks(s);
+	pthread_mutex_init(&s->lock, NULL);
 	int r = open_database(s, folder, e);
 	if (r < 0) {
 		store_close(s);
@@ -310,54 +301,11 @@ void store_close(struct store *s) {
 	if (s->lock_fd >= 0)
 		close(s->lock_fd);
 	pthread_mutex_destroy(&s->lock);
-	pthread_mutex_destroy(&s->keys_lock);
-	free(s->keys);
+	keys_free(s);
 	free(s);
 }
 
-// Keys, secrets, counts -----------------------------------------------------------------------------------------------------------
-
-// Puts a key that is in the database into the memory.
-static int remember_key(struct store *s, const struct store_key *k, struct error *e) {
-	int r = 0;
-	pthread_mutex_lock(&s->keys_lock);
-	size_t i = 0;
-	while (i < s->key_count && strcmp(s->keys[i].id, k->id) != 0)
-		i++;
-	if (i == s->key_count) {
-		struct store_key *more = realloc(s->keys, (s->key_count + 1) * sizeof(*more));
-		if (more == NULL)
-			r = error_set(e, -ENOMEM, "out of memory adding a key");
-		else
-			s->keys = more;
-		s->key_count += r == 0;
-	}
-	if (r == 0)
-		s->keys[i] = *k;
-	pthread_mutex_unlock(&s->keys_lock);
-	return r;
-}
-
-int store_put_key(struct store *s, const struct store_key *k, struct error *e) {
-	DB_LOCKED(s);
-	int r = db_exec(s, e,
-			"INSERT INTO keys(id, secret, account) VALUES(?,?,?) ON CONFLICT(id) DO UPDATE SET secret=excluded.secret, "
-			"account=excluded.account",
-			"sss", k->id, k->secret, k->account);
-	return r < 0 ? r : remember_key(s, k, e);
-}
-
-int store_get_key(struct store *s, const char *id, struct store_key *ret, struct error *e) {
-	bool found = false;
-	pthread_mutex_lock(&s->keys_lock);
-	for (size_t i = 0; i < s->key_count && !found; i++) {
-		found = strcmp(s->keys[i].id, id) == 0;
-		if (found)
-			*ret = s->keys[i];
-	}
-	pthread_mutex_unlock(&s->keys_lock);
-	return found ? 0 : error_set(e, -ENOENT, "no such access key");
-}
+// Secrets, counts -----------------------------------------------------------------------------------------------------------
 
 // 1: found, 0: there is none.
 static int read_secret(struct store *s, const char *name, void *ret, size_t size, struct error *e) {

@@ -27,9 +27,7 @@ struct store {
 		sqlite3_stmt *statement;
 	} cache[DB_STATEMENTS_MAX];
 	size_t cached;
-	pthread_mutex_t keys_lock; // held briefly: every call looks its key up
-	struct store_key *keys;    // all of them
-	size_t key_count;
+	struct access_tables *access; // keys.c
 };
 
 static inline struct store *db_reader(struct store *s) {
@@ -88,6 +86,9 @@ int db_page_read(struct store *s, sqlite3_stmt *st, struct db_page *p, char next
 
 // tokens.c: keeps a client token, in the transaction that makes what it stands for. -EEXIST: it is kept already; -EDQUOT.
 int token_add(struct store *s, const struct store_token *t, struct error *e);
+// keys.c: reads all keys and roles / forgets them.
+int keys_load(struct store *s, struct error *e);
+void keys_free(struct store *s);
 
 // schema.c: brings the database to version `to` (the newest one, but in tests), refusing one that a newer program wrote.
 int schema_newest(void);

@@ -106,7 +106,7 @@ static int add_version(struct store *s, const struct store_version *v, const str
 	if (r == 0)
 		r = require_rest(state, e);
 	if (r == 0 && strtoll(v->version, NULL, 10) != i.last_version + 1)
-		r = error_set(e, -ESTALE, "the image has had %lld versions, %s is not the next", (long long)i.last_version, v->version);
+		r = error_set(e, -EAGAIN, "the image has had %lld versions, %s is not the next", (long long)i.last_version, v->version);
 	if (r == 0)
 		r = insert_version(s, i.account, v, e);
 	if (r >= 0)

@@ -6,6 +6,13 @@
 
 #include <stdio.h>
 
+#define CONNECTORS_ARE_USABLE(table)                                                                                                \
+	"CREATE TRIGGER " table "_connectors BEFORE INSERT ON " table " WHEN instr(new.config, ':network-connector:nc-') > 0 BEGIN" \
+	" SELECT RAISE(ABORT, 'A network connector of the request is not ACTIVE any more.')"                                        \
+	" FROM json_each(new.config, '$.egressNetworkConnectors') u WHERE instr(u.value, ':network-connector:nc-') > 0"             \
+	" AND NOT EXISTS (SELECT 1 FROM connectors c WHERE c.id = substr(u.value, instr(u.value, ':nc-') + 1, 39)"                  \
+	" AND c.account = new.account AND c.state = 'ACTIVE'); END;"
+
 static const char *const migrations[] = {
 	// 1: the first layout. `seq` orders records by their creation and is what list cursors hold. A client token is unique within its
 	// account: for microVMs by an index over the configuration, for versions by the table of their tokens' owners, which is the image's.
@@ -71,6 +78,28 @@ static const char *const migrations[] = {
 	" token TEXT NOT NULL, digest TEXT NOT NULL, answer TEXT NOT NULL, created_ms INTEGER NOT NULL, UNIQUE(account, position),"
 	" UNIQUE(account, operation, token));",
 
+	// Network connectors. A deleted one stays for a while, so that it can be deleted again; its name is free. What is added with the ARN of
+	// a connector of an account finds that connector usable in the same transaction: deleting one and using it exclude each other.
+	"CREATE TABLE connectors(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, account TEXT NOT NULL, name TEXT NOT NULL,"
+	" arn TEXT NOT NULL, state TEXT NOT NULL, state_reason TEXT NOT NULL, state_code TEXT NOT NULL, version INTEGER NOT NULL,"
+	" created_ms INTEGER NOT NULL, modified_ms INTEGER NOT NULL, update_status TEXT NOT NULL, update_reason TEXT NOT NULL,"
+	" update_code TEXT NOT NULL, config TEXT NOT NULL, pending TEXT, tags TEXT NOT NULL);"
+	"CREATE INDEX connectors_by_account ON connectors(account, seq);"
+	"CREATE UNIQUE INDEX connectors_by_name ON connectors(account, name) WHERE state <> 'DELETED';" CONNECTORS_ARE_USABLE("microvms")
+		CONNECTORS_ARE_USABLE("versions"),
+
+	// Keys have policies, and there are roles. All keys so far came from configurations, which give them their rights anew at every start.
+	// What quotas add up is found by indexes: the memory of microVMs lies in their configuration.
+	"ALTER TABLE keys ADD COLUMN name TEXT NOT NULL DEFAULT '';"
+	"ALTER TABLE keys ADD COLUMN policy TEXT NOT NULL DEFAULT '';"
+	"ALTER TABLE keys ADD COLUMN configured INTEGER NOT NULL DEFAULT 1;"
+	"ALTER TABLE keys ADD COLUMN disabled INTEGER NOT NULL DEFAULT 0;"
+	"ALTER TABLE keys ADD COLUMN created_ms INTEGER NOT NULL DEFAULT 0;"
+	"CREATE TABLE roles(arn TEXT PRIMARY KEY, policy TEXT NOT NULL, configured INTEGER NOT NULL, created_ms INTEGER NOT NULL) WITHOUT "
+	"ROWID;"
+	"ALTER TABLE microvms ADD COLUMN memory_mib INTEGER GENERATED ALWAYS AS (json_extract(config, '$.memoryInMiB')) VIRTUAL;"
+	"CREATE INDEX microvms_memory ON microvms(account, memory_mib) WHERE state <> 'TERMINATED';"
+	"CREATE INDEX builds_unfinished ON builds(image_uuid) WHERE state IN ('PENDING', 'IN_PROGRESS');",
 	// Artifact store: lists of uploads and of their parts, and the end of old uploads.
 	"ALTER TABLE parts ADD COLUMN modified_ms INTEGER NOT NULL DEFAULT 0;"
 	"CREATE INDEX uploads_by_key ON uploads(bucket, key, id);"

@@ -1,4 +1,4 @@
-// The metadata store: accounts' keys, images, versions, builds, microVMs. SQLite behind; nothing outside src/store/ sees SQL.
+// The metadata store: accounts' keys and roles, images, versions, builds, microVMs. SQLite behind; nothing outside src/store/ sees SQL.
 //
 // Every function that changes something has committed it durably when it returns 0. All are thread-safe (one connection behind a
 // mutex), may block on the disk, and are therefore called from worker threads, except where noted. Records are plain structs; strings
@@ -23,13 +23,37 @@ struct store; // opaque
 int store_open(const char *folder, struct store **ret, struct error *e);
 void store_close(struct store *s);
 
+// Access keys and roles, keys.c. They lie in memory as well: looking one up waits for no disk.
+#define STORE_KEYS_MAX 10000
+#define STORE_ROLES_MAX 1000
 struct store_key {
 	char id[129];     // access key id
 	char secret[129]; // secret access key
 	char account[13];
+	char name[65];   // what the operator calls it; may be empty
+	bool configured; // comes from the configuration, and goes with it
+	bool disabled;
+	int64_t created_ms; // since the epoch
+	char *policy;       // what it may do (src/api/policy.h); NULL: nothing
 };
-int store_put_key(struct store *s, const struct store_key *k, struct error *e);
-int store_get_key(struct store *s, const char *id, struct store_key *ret, struct error *e); // cheap: cached in memory
+void store_key_clear(struct store_key *k);                                                  // also wipes the secret
+int store_put_key(struct store *s, const struct store_key *k, struct error *e);             // adds or replaces; -ENOSPC: too many
+int store_get_key(struct store *s, const char *id, struct store_key *ret, struct error *e); // a copy to clear
+int store_delete_key(struct store *s, const char *id, struct error *e);
+// Removes the keys of earlier configurations: all configured ones but `id` ("": none stays).
+int store_keep_configured_key(struct store *s, const char *id, struct error *e);
+
+struct store_role {
+	char arn[ARN_MAX];
+	bool configured;
+	int64_t created_ms;
+	char *policy;
+};
+void store_role_clear(struct store_role *r);
+int store_put_role(struct store *s, const struct store_role *r, struct error *e);
+int store_get_role(struct store *s, const char *arn, struct store_role *ret, struct error *e);
+int store_delete_role(struct store *s, const char *arn, struct error *e);
+bool store_has_roles(struct store *s);
 
 struct store_image {
 	char uuid[UUID_TEXT];
@@ -109,7 +133,7 @@ int store_get_token(struct store *s, const char *account, const char *operation,
 // Image, version and build at once; -EEXIST when the account has an image of that name.
 int store_add_image(struct store *s, const struct store_image *image, const struct store_version *v, const struct store_build *b,
 		    const struct store_token *token, struct error *e);
-// A further version of an image at rest, which becomes UPDATING: the number of `v` must be the image's last_version + 1 (-ESTALE otherwise).
+// A further version of an image at rest, which becomes UPDATING: the number of `v` must be the image's last_version + 1 (-EAGAIN otherwise).
 int store_add_version(struct store *s, const struct store_version *v, const struct store_build *b, const struct store_token *token,
 		      char state[STATE_TEXT], struct error *e);
 int store_get_image_by_arn(struct store *s, const char *arn, struct store_image *ret, struct error *e);
@@ -161,6 +185,11 @@ int store_list_versions(struct store *s, const char *image_uuid, const char *aft
 			int (*each)(const struct store_version *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
 int store_list_builds(struct store *s, const char *image_uuid, const char *version, const char *after, size_t limit,
 		      int (*each)(const struct store_build *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
+// Of keys and roles, by id and ARN; the position is the last one given.
+int store_list_keys(struct store *s, const char *after, size_t limit, int (*each)(const struct store_key *, void *), void *arg,
+		    struct error *e);
+int store_list_roles(struct store *s, const char *after, size_t limit, int (*each)(const struct store_role *, void *), void *arg,
+		     struct error *e);
 struct store_microvm_filter {
 	const char *account;   // NULL: all
 	const char *image_arn; // NULL: all
@@ -169,6 +198,42 @@ struct store_microvm_filter {
 };
 int store_list_microvms(struct store *s, const struct store_microvm_filter *f, const char *after, size_t limit,
 			int (*each)(const struct store_microvm *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
+
+// Network connectors (spec section 7.3). A deleted one has the state DELETED and is found by its id alone; the newest
+// STORE_DELETED_CONNECTORS_MAX of an account are kept.
+#define STORE_DELETED_CONNECTORS_MAX 1000
+#define CONNECTOR_ID_MAX 48
+struct store_connector {
+	char id[CONNECTOR_ID_MAX]; // "nc-<uuid>"
+	char account[13];
+	char name[NAME_MAX_BYTES];
+	char arn[ARN_MAX];
+	char state[STATE_TEXT]; // PENDING, ACTIVE, INACTIVE, FAILED, DELETING, DELETED
+	char state_reason[REASON_MAX], state_code[STATE_TEXT];
+	int64_t version; // counts configurations
+	int64_t created_ms, modified_ms;
+	char update_status[STATE_TEXT]; // Successful, Failed, InProgress; empty: never updated
+	char update_reason[REASON_MAX], update_code[STATE_TEXT];
+	char *config;  // JSON object: Configuration, OperatorRole
+	char *pending; // the same of an update under way; NULL: none
+	char *tags;    // JSON object
+};
+void store_connector_clear(struct store_connector *r);
+
+// -EEXIST: the account has one of that name; -EDQUOT: it has `limit` of them already.
+int store_add_connector(struct store *s, const struct store_connector *r, int64_t limit, const struct store_token *token, struct error *e);
+// All but id, account, name, ARN and tags.
+int store_update_connector(struct store *s, const struct store_connector *r, const struct store_token *token, struct error *e);
+int store_patch_connector_tags(struct store *s, const char *id, const char *patch, struct error *e); // as those of images
+int store_get_connector(struct store *s, const char *account, const char *id, struct store_connector *ret, struct error *e);
+int store_get_connector_by_name(struct store *s, const char *account, const char *name, struct store_connector *ret, struct error *e);
+// DELETING, unless a microVM that lives or an image version that is not FAILED names it: -EBUSY, with a message that says which.
+int store_delete_connector(struct store *s, const struct store_connector *r, struct error *e);
+// DELETED; forgets the oldest deleted ones.
+int store_bury_connector(struct store *s, const struct store_connector *r, int64_t now_ms, struct error *e);
+// Newest first, without deleted ones. account NULL: all; state NULL: all.
+int store_list_connectors(struct store *s, const char *account, const char *state, const char *after, size_t limit,
+			  int (*each)(const struct store_connector *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
 
 // Stages: how long each step of a build, run, suspend or resume took. The subject is a microVM's id, or "<image uuid>/<version>" for a
 // build. They are observations, not state: a stage survives a crash of the daemon at once, a power cut only from the next change on (so
@@ -184,6 +249,29 @@ struct store_stage {
 int store_add_stage(struct store *s, const char *subject, const char *name, int64_t started_ms, int64_t duration_us, const char *detail,
 		    struct error *e);
 int store_list_stages(struct store *s, const char *subject, int (*each)(const struct store_stage *, void *), void *arg, struct error *e);
+
+// Temporary credentials of a microVM's execution role, sessions.c. They are sealed in their own token and recorded nowhere: any stasisd of this
+// store accepts them until they expire, as long as whoever asks also sees that the microVM lives.
+#define SESSION_TOKEN_ROOM 256
+struct store_session {
+	char key_id[32];
+	char secret[64];
+	char microvm[48];
+	int64_t expires_ms; // since the epoch
+};
+int store_mint_session(struct store *s, const char *microvm, int64_t expires_ms, struct store_session *ret, char token[SESSION_TOKEN_ROOM],
+		       struct error *e);
+// -EBADMSG: not a token of ours, or of another key than key_id. Does not look at the time.
+int store_open_session(struct store *s, const char *key_id, const char *token, size_t size, struct store_session *ret, struct error *e);
+
+// What an account uses of its quotas; versions are those of the image, if one is given.
+struct store_usage {
+	int64_t memory_mib;               // of microVMs that are not TERMINATED, as their images ask for it
+	int64_t images, versions, builds; // builds: that are not over
+};
+int store_get_usage(struct store *s, const char *account, const char *image_uuid, struct store_usage *ret, struct error *e);
+// Memory of all microVMs that are neither SUSPENDED nor TERMINATED.
+int store_get_awake(struct store *s, int64_t *ret_memory_mib, struct error *e);
 
 // A secret of the engine: `size` random bytes, made at the first call under that name and the same ever after.
 int store_secret(struct store *s, const char *name, void *ret, size_t size, struct error *e);

@@ -1,5 +1,6 @@
 // Client tokens: the same call is answered the same way, whatever happened in between; another call with the token is refused.
 import assert from 'node:assert/strict'
+import net from 'node:net'
 import { after, before, test } from 'node:test'
 import * as api from '@aws-sdk/client-lambda-microvms'
 import { arnOf, fails, gone, request, sender, settled, version } from './client.mjs'
@@ -113,6 +114,47 @@ test('calls at once with one token make one thing', async () => {
   const updates = await many(() => update('app', { clientToken: 'many', description: 'slow' }))
   assert.equal(new Set(updates.map((r) => r.imageVersion)).size, 1)
   await settled(send, arnOf('app'))
+})
+
+// A proxy that takes the first `lost` requests to the server and then loses the connection, so that no answer comes back.
+async function lossy(lost) {
+  const proxy = net.createServer((client) => {
+    const upstream = net.connect(Number(new URL(server.api).port), '127.0.0.1')
+    const loses = lost-- > 0
+    client.pipe(upstream)
+    upstream.on('data', (d) => (loses ? client.destroy() : client.write(d)))
+    for (const [a, b] of [[client, upstream], [upstream, client]]) a.on('error', () => b.destroy()).on('close', () => b.destroy())
+  })
+  await new Promise((r) => proxy.listen(0, '127.0.0.1', r))
+  return { endpoint: `http://127.0.0.1:${proxy.address().port}`, close: () => proxy.close() }
+}
+
+test('the SDK repeats what got no answer, with the token that it makes by itself, and each thing is made once', async () => {
+  const through = async (name, input, maxAttempts = 3) => {
+    const proxy = await lossy(2)
+    const unlucky = server.client({ endpoint: proxy.endpoint, maxAttempts })
+    try {
+      return await send(name, input, unlucky)
+    } finally {
+      unlucky.destroy()
+      proxy.close()
+    }
+  }
+  const image = await through('CreateMicrovmImage', request('unlucky'))
+  assert.equal(image.$metadata.attempts, 3)
+  assert.equal(image.state, 'CREATING')
+  assert.equal((await through('UpdateMicrovmImage', { imageIdentifier: arnOf('unlucky'), ...version() })).imageVersion, '2.0')
+  const { microvmId } = await through('RunMicrovm', { imageIdentifier: arnOf('unlucky') })
+  const { items } = await send('ListMicrovms', { imageIdentifier: arnOf('unlucky') })
+  assert.deepEqual(items.map((m) => m.microvmId), [microvmId])
+  assert.equal((await send('ListMicrovmImageVersions', { imageIdentifier: arnOf('unlucky') })).items.length, 2)
+  // What is idempotent by itself may be repeated as well.
+  for (const [name, input] of [['TagResource', { Resource: arnOf('unlucky'), Tags: { a: 'b' } }], ['UntagResource', { Resource: arnOf('unlucky'), TagKeys: ['a'] }],
+    ['UpdateMicrovmImageVersion', { imageIdentifier: arnOf('unlucky'), imageVersion: '1.0', status: 'INACTIVE' }],
+    ['DeleteMicrovmImageVersion', { imageIdentifier: arnOf('unlucky'), imageVersion: '1.0' }], ['SuspendMicrovm', { microvmIdentifier: microvmId }],
+    ['TerminateMicrovm', { microvmIdentifier: microvmId }]]) assert.equal((await through(name, input)).$metadata.attempts, 3, name)
+  await settled(send, arnOf('unlucky'))
+  await fails(through('RunMicrovm', { imageIdentifier: arnOf('unlucky'), imageVersion: '1.0' }), 'ResourceNotFoundException')
 })
 
 // What a client does that got no answer: it asks again with the same token.

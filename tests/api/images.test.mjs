@@ -287,7 +287,7 @@ test('an image is named by its ARN, and by nothing else', async () => {
       await fails(send(operation, { ...more, imageIdentifier: bad }), 'ValidationException', `Invalid ARN format: ${bad}`, 400)
     await fails(send(operation, { ...more, imageIdentifier: slash }), 'AccessDeniedException', `lambda:${operation} on resource: ${slash}`, 403)
     await fails(send(operation, { ...more, imageIdentifier: arnOf('readback') }, server.client({ credentials: otherCredentials })), 'AccessDeniedException',
-      `User: arn:aws:iam::111111111111:root is not authorized to perform: lambda:${operation} on resource: ${arnOf('readback')}`, 403)
+      `User: arn:aws:iam::111111111111:user/AKIDSTASISTEST000002 is not authorized to perform: lambda:${operation} on resource: ${arnOf('readback')}`, 403)
     await fails(send(operation, { ...more, imageIdentifier: arnOf('nobody') }), 'ResourceNotFoundException',
       `MicroVMImage not found for MicroVMImageID: ${arnOf('nobody')}`, 404)
   }

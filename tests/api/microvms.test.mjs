@@ -187,3 +187,23 @@ test('the operator sees health, certificate, status and stages', async () => {
   assert.equal(stages.json.stages[0].name, 'build.container')
   assert.equal(stages.json.stages[0].durationUs, 1500000)
 })
+
+test('the operator decides for how long a microVM may live', async () => {
+  const long = await start(undefined, { maximumDurationSeconds: 864000 })
+  const short = await start(undefined, { maximumDurationSeconds: 600 })
+  try {
+    for (const [s, most, byDefault] of [[long, 864000, 28800], [short, 600, 600]]) {
+      const c = s.client()
+      await send('CreateMicrovmImage', { name: 'app', baseImageArn: 'debian', buildRoleArn: 'arn:aws:iam::000000000000:role/r', codeArtifact: { uri: 's3://bucket/key' } }, c)
+      const ask = (more) => send('RunMicrovm', { imageIdentifier: arnOf('app'), ...more }, c)
+      assert.equal((await ask({ maximumDurationInSeconds: most })).maximumDurationInSeconds, most)
+      assert.equal((await ask({})).maximumDurationInSeconds, byDefault)
+      await fails(ask({ maximumDurationInSeconds: most + 1, runHookPayload: 'x'.repeat(4097) }), 'ValidationException',
+        `2 validation errors detected: Value at 'runHookPayload' failed to satisfy constraint: Member must have length less than or equal to 4096; ` +
+        `Value '${most + 1}' at 'maximumDurationInSeconds' failed to satisfy constraint: Member must have value less than or equal to ${most}`)
+    }
+  } finally {
+    await long.stop()
+    await short.stop()
+  }
+})

@@ -17,11 +17,11 @@ export const credentials = { accessKeyId: 'AKIDSTASISTEST000001', secretAccessKe
 export const otherCredentials = { accessKeyId: 'AKIDSTASISTEST000002', secretAccessKey: 'another' }
 export const region = 'us-east-1'
 
-// `folder`: the state of a server that ran before. `config`: members of the configuration.
-export async function start(folder = mkdtempSync(path.join(os.tmpdir(), 'api-test-')), config = {}) {
+// `folder`: the state of a server that ran before; `configuration`: members of the engine's configuration.
+export async function start(folder = mkdtempSync(path.join(os.tmpdir(), 'api-test-')), configuration = {}) {
   const program = candidates.filter(Boolean).map((p) => path.resolve(root, p)).find(existsSync)
   if (!program) throw new Error('api_server is not built: ninja -C build tests/unit/api_server')
-  const child = spawn(program, [folder, JSON.stringify({ artifactLimitBytes: 64 << 20, ...config })], { stdio: ['pipe', 'pipe', 'pipe'] })
+  const child = spawn(program, [folder, JSON.stringify({ artifactLimitBytes: 64 << 20, ...configuration })], { stdio: ['pipe', 'pipe', 'pipe'] })
   let log = ''
   child.stderr.on('data', (d) => (log += d))
   const ended = new Promise((resolve) => child.on('exit', (code, signal) => resolve(code ?? signal)))

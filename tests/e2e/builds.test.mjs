@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { after, test } from 'node:test'
-import { api, build, call, cli, engine, inside, removeImage, sleep, waitState } from './engine.mjs'
+import { api, build, call, cli, engine, inside, removeImage, sleep, update, waitState } from './engine.mjs'
 
 const made = []
 const attempt = async (name, files, more) => {
@@ -76,18 +76,38 @@ CMD ["one", "two words"]
   await waitState(m.microvmId, 'TERMINATED')
 })
 
-test('root has all capabilities when asked for', async () => {
+test('root has all capabilities when asked for, and an update that does not ask builds a version without, beside what runs', async () => {
   const { client } = await engine()
-  const image = await attempt(
-    'e2e-caps-all',
-    { Dockerfile: 'FROM stasis/python\nWORKDIR /app\nCOPY server.py .\nCMD ["python3", "server.py"]\n', 'server.py': server },
-    { additionalOsCapabilities: ['ALL'] },
-  )
+  const files = { Dockerfile: 'FROM stasis/python\nWORKDIR /app\nCOPY server.py .\nCMD ["python3", "server.py"]\n', 'server.py': server }
+  const image = await attempt('e2e-caps-all', files, { additionalOsCapabilities: ['ALL'] })
   assert.equal(image.image.state, 'CREATED', image.reason)
   const m = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn }))
   const got = JSON.parse((await call(m, '/')).body)
-  assert.equal(got.caps.find((l) => l.startsWith('CapEff')).split(/\s+/)[1], '000001ffffffffff')
-  await client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: m.microvmId }))
+  const effective = (o) => o.caps.find((l) => l.startsWith('CapEff')).split(/\s+/)[1]
+  assert.equal(effective(got), '000001ffffffffff')
+
+  const { updated, done } = await update(image.arn, files)
+  assert.deepEqual([updated.state, updated.imageVersion, updated.latestActiveImageVersion], ['UPDATING', '2.0', '1.0'])
+  const old = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn }))
+  assert.equal(old.imageVersion, '1.0')
+  assert.equal((await call(old, '/')).status, 200)
+  await client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: old.microvmId }))
+  const second = await done
+  assert.equal(second.image.state, 'UPDATED', second.reason)
+  const n = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn }))
+  assert.equal(n.imageVersion, '2.0')
+  const now = JSON.parse((await call(n, '/')).body)
+  assert.equal(now.env.AWS_LAMBDA_MICROVM_IMAGE_VERSION, '2.0')
+  assert.equal(effective(now), '00000000a80425fb')
+  assert.equal((await call(m, '/')).status, 200) // still of the first version
+  await assert.rejects(client.send(new api.DeleteMicrovmImageVersionCommand({ imageIdentifier: image.arn, imageVersion: '1.0' })), /with running microvms/)
+  for (const { microvmId } of [m, n]) await client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: microvmId }))
+  for (const { microvmId } of [m, n, old]) await waitState(microvmId, 'TERMINATED')
+  const { id } = (await cli('image', 'show', 'e2e-caps-all', '--json').then((r) => JSON.parse(r.stdout))).image
+  const folder = `/var/lib/stasis/images/${id}`
+  assert.deepEqual((await inside(`ls ${folder}`)).trim().split('\n'), ['1.0', '2.0'])
+  assert.equal((await cli('image', 'rm', 'e2e-caps-all:1.0')).code, 0)
+  assert.deepEqual((await inside(`ls ${folder}`)).trim().split('\n'), ['2.0'])
 })
 
 const hopeless = [

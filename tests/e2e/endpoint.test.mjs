@@ -28,6 +28,8 @@ class H(http.server.BaseHTTPRequestHandler):
                 data = b'data: %d\\n\\n' % i
                 self.wfile.write(b'%x\\r\\n%s\\r\\n' % (len(data), data)); self.wfile.flush(); time.sleep(0.2)
             self.wfile.write(b'0\\r\\n\\r\\n')
+        elif self.path.startswith('/credentials'):
+            self.reply(200, json.dumps(credentials()).encode())
         elif self.path.startswith('/big'):
             self.reply(200, b'0123456789abcdef' * (1 << 18))
         else:
@@ -37,6 +39,17 @@ class H(http.server.BaseHTTPRequestHandler):
         self.reply(200, hashlib.sha256(self.read_body()).hexdigest().encode())
     def do_HEAD(self):
         self.send_response(200); self.send_header('Content-Length', '12345'); self.end_headers()
+def credentials():
+    import urllib.request
+    def ask(path, method='GET', **headers):
+        request = urllib.request.Request('http://169.254.169.254/latest/' + path, method=method, headers={k.replace('_', '-'): v for k, v in headers.items()})
+        return urllib.request.urlopen(request, timeout=5).read().decode()
+    try:
+        token = ask('api/token', 'PUT', X_aws_ec2_metadata_token_ttl_seconds='60')
+        role = ask('meta-data/iam/security-credentials/', X_aws_ec2_metadata_token=token)
+        return {'role': role, **json.loads(ask('meta-data/iam/security-credentials/' + role, X_aws_ec2_metadata_token=token))}
+    except Exception as e:
+        return {'error': str(e)}
 import threading
 other = http.server.ThreadingHTTPServer(('127.0.0.1', 9000), H)
 threading.Thread(target=other.serve_forever, daemon=True).start()
@@ -51,7 +64,7 @@ before(async () => {
     'server.py': server,
   })
   assert.equal(image.image.state, 'CREATED', image.reason)
-  m = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn }))
+  m = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn, executionRoleArn: 'arn:aws:iam::000000000000:role/worker' }))
   n = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn }))
   await waitState(m.microvmId, 'RUNNING')
   await waitState(n.microvmId, 'RUNNING')
@@ -137,6 +150,27 @@ test('100 requests at once are all answered', async () => {
   const auth = await token(m.microvmId)
   const all = await Promise.all(Array.from({ length: 100 }, (_, i) => call(m, `/${i}`, { auth })))
   assert.ok(all.every((r) => r.status === 200))
+})
+
+test('a microVM with a role finds its credentials, one without finds nothing', async () => {
+  const e = await engine()
+  const found = JSON.parse((await call(m, '/credentials')).body)
+  assert.equal(found.role, 'execution_role', found.error)
+  assert.equal(found.Code, 'Success')
+  assert.ok(Date.parse(found.Expiration) > Date.now() + 50 * 60000)
+  const none = JSON.parse((await call(n, '/credentials')).body)
+  assert.match(none.error, /refused|unreachable|timed out/i)
+  const credentials = { accessKeyId: found.AccessKeyId, secretAccessKey: found.SecretAccessKey, sessionToken: found.Token }
+  const client = new api.LambdaMicrovmsClient({ endpoint: e.api, region: e.region, credentials, maxAttempts: 1 })
+  const get = () => client.send(new api.GetMicrovmCommand({ microvmIdentifier: m.microvmId }))
+  await assert.rejects(get(), { name: 'AccessDeniedException', message: new RegExp(`assumed-role/worker/${m.microvmId} is not authorized`) })
+  for (const role of ['worker', 'build']) {
+    const r = await cli('role', 'create', role, '--allow', 'lambda:GetMicrovm', '--allow', 's3:GetObject')
+    assert.equal(r.code, 0, r.stderr)
+  }
+  assert.equal((await get()).microvmId, m.microvmId)
+  assert.equal((await cli('role', 'rm', 'worker', 'build')).code, 0)
+  await assert.rejects(get(), { name: 'AccessDeniedException' })
 })
 
 test('stasis curl and stasis logs', async () => {

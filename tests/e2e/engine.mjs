@@ -1,6 +1,6 @@
 // What the end-to-end tests share: the engine (started by the real `stasis up`), clients of the real AWS SDK, requests to endpoints.
 import { execFile, execFileSync, spawn } from 'node:child_process'
-import { readFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import https from 'node:https'
 import path from 'node:path'
 import { promisify } from 'node:util'
@@ -24,9 +24,14 @@ export async function cli(...args) {
 }
 
 let started
+// What the engine's operator configures: a network that is this host's loopback, as the machine sees it, and else nothing.
+const operator = { networks: { 'subnet-host': { cidrs: ['10.0.2.2'] } } }
+
 // Starts the engine once for all tests of a file; `stasis up` finds a running one.
 export function engine() {
   started ??= (async () => {
+    mkdirSync(home, { recursive: true, mode: 0o700 })
+    writeFileSync(path.join(home, 'operator.json'), JSON.stringify(operator))
     execFileSync(stasis, ['up', '--port-base', '17400'], { stdio: ['ignore', 'ignore', 'inherit'], timeout: 300_000 })
     const e = JSON.parse(readFileSync(path.join(home, 'engine.json'), 'utf8'))
     const credentials = { accessKeyId: e.accessKeyId, secretAccessKey: e.secretAccessKey }
@@ -83,11 +88,32 @@ export async function build(name, files, more = {}) {
       ...more,
     }),
   )
-  const arn = created.imageArn
+  return ended(created)
+}
+
+// The same for the next version of an image that there is.
+export async function update(arn, files, more = {}) {
+  const { client, region, account } = await engine()
+  const updated = await client.send(
+    new api.UpdateMicrovmImageCommand({
+      imageIdentifier: arn,
+      baseImageArn: `arn:aws:lambda:${region}:aws:microvm-image:debian`,
+      buildRoleArn: `arn:aws:iam::${account}:role/build`,
+      codeArtifact: { uri: await artifact(arn.split(':').pop(), files) },
+      resources: [{ minimumMemoryInMiB: 512 }],
+      ...more,
+    }),
+  )
+  return { updated, done: ended(updated) }
+}
+
+async function ended(created) {
+  const { client } = await engine()
+  const { imageArn: arn, imageVersion } = created
   for (;;) {
     const image = await client.send(new api.GetMicrovmImageCommand({ imageIdentifier: arn }))
-    if (image.state !== 'CREATING') {
-      const builds = await client.send(new api.ListMicrovmImageBuildsCommand({ imageIdentifier: arn, imageVersion: '1.0' }))
+    if (!image.state.endsWith('ING')) {
+      const builds = await client.send(new api.ListMicrovmImageBuildsCommand({ imageIdentifier: arn, imageVersion }))
       return { arn, created, image, build: builds.items[0], reason: builds.items[0]?.stateReason }
     }
     await sleep(200)

@@ -1,9 +1,11 @@
 // The life of microVMs: built, launched twice, called, suspended to nothing, woken with their state, terminated.
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
+import { createServer } from 'node:net'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
-import { api, build, call, engine, inside, removeImage, root, sleep, token, waitState } from './engine.mjs'
+import { api, build, call, cli, engine, inside, removeImage, root, sleep, token, waitState } from './engine.mjs'
 
 const example = path.join(root, 'examples/python-sandbox')
 let image, a, b
@@ -107,6 +109,44 @@ test('requests that come while it sleeps are all answered', async () => {
   const auth = await token(b.microvmId)
   const answers = await Promise.all(Array.from({ length: 20 }, (_, i) => python(b, `${i} + len(x)`, { auth })))
   assert.deepEqual(answers, Array.from({ length: 20 }, (_, i) => String(i + 4)))
+})
+
+test('connectors say what a microVM reaches, and what reaches it', async () => {
+  const { client, region, mode } = await engine()
+  const managed = (name) => `arn:aws:lambda:${region}:aws:network-connector:aws-network-connector:${name}`
+  const listener = createServer((s) => s.destroy()).listen(0, '127.0.0.1')
+  await once(listener, 'listening')
+  const run = (more) => client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn, ...more }))
+  await cli('connector', 'rm', 'e2e-host')
+  const made = await cli('connector', 'create', 'e2e-host', '--subnet', 'subnet-host')
+  assert.equal(made.code, 0, made.stderr)
+  const [none, vpc, shut] = await Promise.all([
+    run({ egressNetworkConnectors: [managed('NO_EGRESS')] }),
+    run({ egressNetworkConnectors: [made.stdout.trim()] }),
+    run({ ingressNetworkConnectors: [managed('NO_INGRESS')] }),
+  ])
+  // The errno of a connection: 0, ENETUNREACH (101), or EAGAIN (11) when nothing came back.
+  const reach = async (m, host, port) =>
+    Number(await python(m, `import socket; s = socket.socket(); s.settimeout(3); s.connect_ex(("${host}", ${port}))`))
+  const { port } = listener.address()
+  try {
+    assert.equal(await reach(none, '10.0.2.2', port), 101)
+    assert.equal(await reach(a, '10.0.2.2', port), 11) // the internet is not this host's loopback
+    assert.equal(await reach(vpc, '192.0.2.1', 80), 101)
+    if (mode === 'machine') assert.equal(await reach(vpc, '10.0.2.2', port), 0)
+    await client.send(new api.SuspendMicrovmCommand({ microvmIdentifier: vpc.microvmId }))
+    await client.send(new api.ResumeMicrovmCommand({ microvmIdentifier: vpc.microvmId }))
+    assert.equal(await reach(vpc, '192.0.2.1', 80), 101)
+    if (mode === 'machine') assert.equal(await reach(vpc, '10.0.2.2', port), 0)
+    const refused = await call(shut, '/')
+    assert.equal(refused.status, 403)
+    assert.equal(String(refused.body), 'Ingress denied by network connectors')
+  } finally {
+    listener.close()
+    for (const m of [none, vpc, shut]) await client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: m.microvmId }))
+  }
+  await waitState(vpc.microvmId, 'TERMINATED')
+  assert.equal((await cli('connector', 'rm', 'e2e-host')).code, 0)
 })
 
 test('terminated ones are gone, and stay listed', async () => {

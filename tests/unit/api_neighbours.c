@@ -85,21 +85,20 @@ static void say(const char *id, int kind, const char *text) {
 		print(a, kind, text);
 }
 
-static void write_build_log(struct engine *en, const struct store_image *i, const struct store_build *b, const char *config_json) {
+static void write_build_log(const struct build *b) {
 	struct output_log log;
 	struct push_target target;
 	char folder[LOG_FOLDER_MAX];
-	json_t *config = json_loads(config_json, 0, NULL);
-	logs_of_build(en, i->uuid, "1.0", folder);
-	bool pushed = push_target_of_build(en, config, i->name, "1.0", b->build_id, b->created_ms, &target);
-	if (output_log_open(&log, folder, (uint64_t)en->config.build_log_bytes, pushed ? push_open(en, folder, &target) : NULL, NULL) ==
-	    0) {
+	logs_of_build(b->en, b->image.uuid, b->version.version, folder);
+	bool pushed = push_target_of_build(b->en, b->config, b->image.name, b->version.version, b->record.build_id, b->record.created_ms,
+					   &target);
+	if (output_log_open(&log, folder, (uint64_t)b->en->config.build_log_bytes, pushed ? push_open(b->en, folder, &target) : NULL,
+			    NULL) == 0) {
 		output_log_write(&log, 1, realtime_ns(), "STEP 1/1: FROM stasis/debian\n", 29);
 		output_log_note(&log, "the image is ready");
 		output_log_close(&log);
 	}
-	logs_build_ended(en, i->uuid, "1.0");
-	json_decref(config);
+	logs_build_ended(b->en, b->image.uuid, b->version.version);
 }
 
 void neighbours_close_logs(void) {
@@ -135,16 +134,30 @@ static void set(char *to, size_t room, const char *from) {
 #define SET(field, value) set((field), sizeof(field), (value))
 
 // Builds: what is recorded of them is real, and the files are there, empty. The description of the version says what becomes of it, or else the
-// image's name: "pending…" stays in its build, "failing…" fails, "slow…" takes a moment.
+// image's name: "pending…" stays in its build, "failing…" fails, "slow…" takes a moment, "fetched…" reads its artifact.
 static bool says(const struct build *b, const char *word) {
 	const char *description = json_string_value(json_object_get(b->config, "description"));
 	return strncmp(description == NULL ? b->image.name : description, word, strlen(word)) == 0;
 }
 
+// What the artifact holds, or why it cannot be read: builds begin with that.
+static void fetch_artifact(struct build *b) {
+	struct error e = {0};
+	const char *uri = json_string_value(json_object_get(json_object_get(b->config, "codeArtifact"), "uri"));
+	int fd = -1;
+	uint64_t size = 0;
+	if (artifacts_open_for(b->en, b->image.account, uri, &fd, &size, &e) < 0) {
+		snprintf(b->record.state_reason, sizeof(b->record.state_reason), "%s: %.450s", e.name, e.message);
+	} else {
+		b->record.code_bytes = (int64_t)size;
+		close(fd);
+	}
+}
+
 static int write_files(const struct build *b, struct error *e) {
-	static const char *const names[] = {"build.log", "disk.ext4", "memory", "state"};
+	static const char *const names[] = {"disk.ext4", "memory", "state"};
 	int r = make_folders(b->folder, 0750, e);
-	for (size_t i = 0; i < 4 && r == 0; i++) {
+	for (size_t i = 0; i < 3 && r == 0; i++) {
 		char path[IMAGE_PATH + 32];
 		snprintf(path, sizeof(path), "%s/%s", b->folder, names[i]);
 		r = write_file_durably(path, "", 0, 0640, e);
@@ -162,9 +175,15 @@ static void run_build(void *arg) {
 	int r = build_record_begin(b, &e);
 	if (r == 0)
 		r = write_files(b, &e);
+	if (!says(b, "failing"))
+		b->record.code_bytes = 1000;
+	if (says(b, "fetched"))
+		fetch_artifact(b);
+	if (r == 0)
+		write_build_log(b);
 	if (r == 0 && says(b, "failing"))
 		r = build_record_failure(b->en, &b->image, &b->version, &b->record, "The container image build failed.", &e);
-	else if (r == 0 && (b->record.code_bytes = 1000) > 0)
+	else if (r == 0)
 		r = build_record_success(b, &e);
 	if (r == 0)
 		r = store_add_stage(b->en->store, subject, "build.container", b->version.created_ms, 1500000, "5 steps", &e);
@@ -213,6 +232,22 @@ int neighbours_start(struct engine *en, struct error *e) {
 	return r < 0 ? r : images_start(en, e);
 }
 
+// What a guest with an execution role would be given lies in <state>/credentials-<id>.json. Those of a role whose name ends with "expired" are.
+static void leave_credentials(struct engine *en, const struct store_microvm *m) {
+	struct store_session s;
+	char token[SESSION_TOKEN_ROOM], path[400];
+	bool expired = strstr(m->config, "expired\"") != NULL;
+	if (strstr(m->config, "executionRoleArn") == NULL ||
+	    store_mint_session(en->store, m->id, (int64_t)realtime_ms() + (expired ? -1 : 60000), &s, token, NULL) < 0)
+		return;
+	snprintf(path, sizeof(path), "%s/credentials-%s.json", en->config.state_folder, m->id);
+	FILE *f = fopen(path, "we");
+	if (f == NULL)
+		return;
+	fprintf(f, "{\"accessKeyId\":\"%s\",\"secretAccessKey\":\"%s\",\"sessionToken\":\"%s\"}", s.key_id, s.secret, token);
+	fclose(f);
+}
+
 int microvm_run(struct engine *en, const struct microvm_run *r, struct store_microvm *ret, struct error *e) {
 	struct store_microvm m = {.started_ms = (int64_t)realtime_ms(),
 				  .maximum_duration_s = r->maximum_duration_s,
@@ -246,6 +281,7 @@ int microvm_run(struct engine *en, const struct microvm_run *r, struct store_mic
 		store_microvm_clear(&m);
 		return done;
 	}
+	leave_credentials(en, &m);
 	*ret = m;
 	return 0;
 }

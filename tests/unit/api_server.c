@@ -1,6 +1,7 @@
 // The API and the artifact store as a program of their own, with stand-ins for builds and microVMs: what the tests with the AWS SDK talk to.
-// Usage: api_server <folder> [<configuration, a JSON object>]. Prints one line of JSON with the addresses and a key, and ends on SIGTERM or when its standard input does.
+// Usage: api_server <folder> [<configuration>], the latter as in a configuration file. Prints one line of JSON with the addresses and a key, and ends on SIGTERM or when its standard input does.
 #include "api/api.h"
+#include "api/policy.h"
 #include "api_neighbours.h"
 #include "logs/logs.h"
 #include "stasisd/engine.h"
@@ -54,24 +55,32 @@ static void on_input(uv_stream_t *s, ssize_t n, const uv_buf_t *buf) {
 		stop();
 }
 
-static int start(const char *folder, const char *config, struct error *e) {
+static int put_other_key(struct error *e) {
+	struct store_key two = {
+		.id = "AKIDSTASISTEST000002", .secret = "another", .account = "111111111111", .policy = strdup(POLICY_ACCOUNT)};
+	int r = store_put_key(engine.store, &two, e);
+	store_key_clear(&two);
+	return r;
+}
+
+static int start(const char *folder, const char *configuration, struct error *e) {
 	struct config *c = &engine.config;
-	int r = config_parse(config, strlen(config), "the configuration", c, e);
+	int r = config_parse(configuration, strlen(configuration), "configuration", c, e);
 	if (r < 0)
 		return r;
 	snprintf(c->state_folder, sizeof(c->state_folder), "%s", folder);
 	strcpy(c->api_listen, "127.0.0.1:0");
 	strcpy(c->s3_listen, "127.0.0.1:0");
+	strcpy(c->key_id, "AKIDSTASISTEST000001");
+	strcpy(c->key_secret, "secret/one+two=three");
 	engine.loop = uv_default_loop();
 	r = loop_queue_start(&engine, e);
 	if (r >= 0)
 		r = store_open(folder, &engine.store, e);
-	struct store_key one = {"AKIDSTASISTEST000001", "secret/one+two=three", "000000000000"},
-			 two = {"AKIDSTASISTEST000002", "another", "111111111111"};
 	if (r >= 0)
-		r = store_put_key(engine.store, &one, e);
+		r = access_start(&engine, e);
 	if (r >= 0)
-		r = store_put_key(engine.store, &two, e);
+		r = put_other_key(e);
 	if (r >= 0)
 		r = neighbours_start(&engine, e);
 	if (r >= 0)
@@ -84,7 +93,7 @@ static int start(const char *folder, const char *config, struct error *e) {
 int main(int argc, char **argv) {
 	struct error e = {0};
 	signal(SIGPIPE, SIG_IGN);
-	if (argc < 2 || argc > 3 || start(argv[1], argc == 3 ? argv[2] : "{\"artifactLimitBytes\":67108864}", &e) < 0) {
+	if (argc < 2 || argc > 3 || start(argv[1], argc == 3 ? argv[2] : "{}", &e) < 0) {
 		fprintf(stderr, "api_server: %s\n", e.message);
 		return 1;
 	}

@@ -65,6 +65,8 @@ struct peers {
 	uint64_t order;
 	int faults[FAULTS];
 	int status[HOOK_NAMES], calls[HOOK_NAMES], delay_ms;
+	int credentials_given;
+	json_t *credentials;
 };
 
 static const char *const hooks[HOOK_NAMES] = {"ready", "validate", "run", "resume", "suspend", "terminate"};
@@ -266,6 +268,12 @@ static bool serve_request(struct peers *p, struct connection *c, const json_t *q
 	struct slot_peer *s = &p->slots[c->slot];
 	const char *op = json_string_value(json_object_get(q, "op"));
 	json_t *reply = json_pack("{s:I, s:b}", "id", json_integer_value(json_object_get(q, "id")), "ok", 1);
+	json_t *credentials = json_object_get(q, "credentials");
+	if (credentials != NULL) {
+		json_decref(p->credentials);
+		p->credentials = json_incref(credentials);
+		p->credentials_given++;
+	}
 	if (strcmp(op, "resume") == 0) {
 		if (fails(p, FAULT_DIE_IN_RESUME)) {
 			json_decref(reply);
@@ -534,6 +542,7 @@ void peers_stop(struct peers *p) {
 	close(p->wake[0]);
 	close(p->wake[1]);
 	free(p->connections);
+	json_decref(p->credentials);
 	free(p);
 }
 
@@ -575,6 +584,14 @@ void peers_hook_delay(struct peers *p, int milliseconds) {
 	pthread_mutex_lock(&p->lock);
 	p->delay_ms = milliseconds;
 	pthread_mutex_unlock(&p->lock);
+}
+
+int peers_credentials(struct peers *p, json_t **ret_last) {
+	pthread_mutex_lock(&p->lock);
+	int n = p->credentials_given;
+	*ret_last = json_incref(p->credentials);
+	pthread_mutex_unlock(&p->lock);
+	return n;
 }
 
 int peers_hook_calls(struct peers *p, const char *hook) {

@@ -9,6 +9,7 @@
 #include "launch/launch.h"
 #include "vmm/control.h"
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -38,6 +39,9 @@ void peers_fail(struct peers *p, enum fault f, int times);
 void peers_hook_status(struct peers *p, const char *hook, int status); // "" for all; 200 at first
 void peers_hook_delay(struct peers *p, int milliseconds);
 int peers_hook_calls(struct peers *p, const char *hook);
+
+// How many times guests were given credentials, and what was given last: a new reference, or NULL.
+int peers_credentials(struct peers *p, json_t **ret_last);
 
 // Things that happen by themselves, to all living guests.
 void peers_guests_power_off(struct peers *p);

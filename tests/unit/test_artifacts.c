@@ -1,5 +1,6 @@
 // The artifact store on disk, below its S3 front; and fetching from an S3 endpoint, for which the store's own front stands.
 #include "api/api.h"
+#include "api/policy.h"
 #include "api_neighbours.h"
 #include "base/cleanup.h"
 #include "base/io.h"
@@ -406,7 +407,8 @@ static void artifacts_of_builds(void **state) {
 	uv_loop_t loop;
 	uv_loop_init(&loop);
 	server.loop = &loop;
-	struct store_key key = {"AKIDFETCH", "secret", "000000000000"};
+	char policy[] = POLICY_ACCOUNT;
+	struct store_key key = {.id = "AKIDFETCH", .secret = "secret", .account = "000000000000", .policy = policy};
 	assert_int_equal(store_put_key(store, &key, NULL), 0);
 	assert_int_equal(put("bucket", "dir/ü +&.zip", "content", NULL), 0);
 	struct error e = {0};

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "images/connectors.h"
 #include "images/settings.h"
 #include "logs/log_lines.h"
 #include "microvms/agent_client.h"
@@ -486,7 +487,7 @@ static void test_settings(void **state) {
 	assert_int_equal(image_settings_read("{}", 10, &s, &e), 0);
 	assert_int_equal(s.memory_mib, 8192);
 	assert_int_equal(s.vcpus, 4);
-	assert_int_equal(s.egress, LAUNCH_EGRESS_INTERNET);
+	assert_int_equal(s.egress.base, LAUNCH_EGRESS_INTERNET);
 	assert_false(s.all_capabilities);
 	assert_int_equal(s.hooks[HOOK_RUN].timeout_ms, 10000); // the default, scaled
 	assert_int_equal(s.hooks[HOOK_READY].timeout_ms, 300000);
@@ -501,11 +502,7 @@ static void test_settings(void **state) {
 	assert_true(s.all_capabilities && s.hooks[HOOK_RUN].enabled && s.hooks[HOOK_READY].enabled && !s.hooks[HOOK_SUSPEND].enabled);
 	assert_int_equal(s.hooks[HOOK_RUN].timeout_ms, 7000); // what a user set is never scaled
 	assert_int_equal(s.hook_port, 9000);
-	assert_int_equal(s.egress, LAUNCH_EGRESS_NONE);
-	assert_int_equal(run_egress("{}", LAUNCH_EGRESS_NONE), LAUNCH_EGRESS_NONE);
-	assert_int_equal(run_egress("{\"egressNetworkConnectors\":[]}", LAUNCH_EGRESS_INTERNET), LAUNCH_EGRESS_INTERNET);
-	assert_int_equal(run_egress("{\"egressNetworkConnectors\":[\"arn:x:INTERNET_EGRESS\"]}", LAUNCH_EGRESS_NONE),
-			 LAUNCH_EGRESS_INTERNET);
+	assert_int_equal(s.egress.base, LAUNCH_EGRESS_NONE);
 	static const char *const bad[] = {"",
 					  "[]",
 					  "{\"resources\":[{\"minimumMemoryInMiB\":3}]}",
@@ -516,13 +513,50 @@ static void test_settings(void **state) {
 		assert_true(image_settings_read(bad[i], 1, &s, &e) < 0);
 }
 
+static struct egress egress_of(const char *run, uint32_t inherited) {
+	struct egress from = {.base = inherited}, to;
+	run_egress(run, &from, &to);
+	return to;
+}
+
+static void test_connectors(void **state) {
+	assert_int_equal(egress_of("{}", LAUNCH_EGRESS_NONE).base, LAUNCH_EGRESS_NONE);
+	assert_int_equal(egress_of(NULL, LAUNCH_EGRESS_INTERNET).base, LAUNCH_EGRESS_INTERNET);
+	assert_int_equal(egress_of("{\"egressNetworkConnectors\":[]}", LAUNCH_EGRESS_INTERNET).base, LAUNCH_EGRESS_INTERNET);
+	assert_int_equal(egress_of("{\"egressNetworkConnectors\":[\"arn:x:INTERNET_EGRESS\"]}", LAUNCH_EGRESS_NONE).base,
+			 LAUNCH_EGRESS_INTERNET);
+	struct egress g = egress_of("{\"egressNetworkConnectors\":[\"arn:x:nc-1\"],\"egressNetworks\":[\"subnet-a\",\"subnet-b\"]}",
+				    LAUNCH_EGRESS_INTERNET);
+	assert_int_equal(g.base, LAUNCH_EGRESS_NONE);
+	assert_int_equal(g.network_count, 2);
+	assert_string_equal(g.networks[1], "subnet-b");
+	// Networks without a connector are nobody's.
+	assert_int_equal(egress_of("{\"egressNetworks\":[\"subnet-a\"]}", LAUNCH_EGRESS_NONE).network_count, 0);
+	static const struct {
+		const char *list;
+		unsigned allowed;
+	} ingress[] = {{"[]", INGRESS_HTTP},
+		       {"[\"a:HTTP_INGRESS\"]", INGRESS_HTTP},
+		       {"[\"a:SHELL_INGRESS\"]", INGRESS_SHELL},
+		       {"[\"a:ALL_INGRESS\"]", INGRESS_HTTP | INGRESS_SHELL},
+		       {"[\"a:SHELL_INGRESS\",\"a:HTTP_INGRESS\"]", INGRESS_HTTP | INGRESS_SHELL},
+		       {"[\"a:NO_INGRESS\"]", 0},
+		       {"[7]", 0}};
+	for (size_t i = 0; i < sizeof(ingress) / sizeof(ingress[0]); i++) {
+		char config[128];
+		snprintf(config, sizeof(config), "{\"ingressNetworkConnectors\":%s}", ingress[i].list);
+		assert_int_equal(run_ingress(config), ingress[i].allowed);
+	}
+	assert_int_equal(run_ingress("{}"), INGRESS_HTTP);
+}
+
 int main(void) {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_vmm_answers),   cmocka_unit_test(test_vmm_goes_away),     cmocka_unit_test(test_agent_replies),
 		cmocka_unit_test(test_agent_hostile), cmocka_unit_test(test_agent_not_greeted), cmocka_unit_test(test_lines),
 		cmocka_unit_test(test_reasons),       cmocka_unit_test(test_watcher),           cmocka_unit_test(test_events),
 		cmocka_unit_test(test_output_log),    cmocka_unit_test(test_log_filter),        cmocka_unit_test(test_timers),
-		cmocka_unit_test(test_settings),
+		cmocka_unit_test(test_settings),      cmocka_unit_test(test_connectors),
 	};
 	log_set_level(LOG_LEVEL_ERROR);
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -452,6 +452,13 @@ static void guards_the_endpoint(void **state) {
 	assert_int_equal(requests, seen);
 }
 
+static void connectors_let_nothing_in(void **state) {
+	unsigned opened = double_opened;
+	expect_answer(request_to(DOUBLE_SHUT, "GET /", "Connection: close\r\n"), "HTTP/1.1 403 Forbidden\r\n",
+		      "\r\n\r\nIngress denied by network connectors");
+	assert_int_equal(double_opened, opened); // it sleeps on
+}
+
 static void answers_for_what_cannot_be_reached(void **state) {
 	static const char *const endpoints[] = {DOUBLE_ASLEEP, DOUBLE_GONE, DOUBLE_FAILED, DOUBLE_DEAD};
 	for (size_t i = 0; i < LEN(endpoints); i++)
@@ -1005,6 +1012,7 @@ int main(void) {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(keeps_its_certificates),
 		cmocka_unit_test(guards_the_endpoint),
+		cmocka_unit_test(connectors_let_nothing_in),
 		cmocka_unit_test(answers_for_what_cannot_be_reached),
 		cmocka_unit_test(rewrites_heads),
 		cmocka_unit_test(carries_responses),

@@ -2,6 +2,7 @@
 #include "test_edge_double.h"
 
 #include "base/io.h"
+#include "images/connectors.h"
 #include "microvms/microvms.h"
 
 #include <arpa/inet.h>
@@ -31,6 +32,7 @@ static const struct {
 	{DOUBLE_GONE, "microvm-10000000-0000-4000-8000-000000000004", "TERMINATED", MICROVM_OPEN_GONE},
 	{DOUBLE_FAILED, "microvm-10000000-0000-4000-8000-000000000005", "SUSPENDED", MICROVM_OPEN_FAILED},
 	{DOUBLE_DEAD, "microvm-10000000-0000-4000-8000-000000000006", "RUNNING", MICROVM_OPEN_OK},
+	{DOUBLE_SHUT, "microvm-10000000-0000-4000-8000-000000000007", "SUSPENDED", MICROVM_OPEN_OK},
 };
 #define ROWS (sizeof(table) / sizeof(table[0]))
 
@@ -108,6 +110,12 @@ bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48],
 	snprintf(id, 48, "%s", table[row].id);
 	snprintf(state, STATE_TEXT, "%s", table[row].state);
 	return true;
+}
+
+// DOUBLE_SHUT has no ingress for requests.
+unsigned microvm_ingress(struct engine *en, const char *endpoint) {
+	size_t row = row_of(endpoint);
+	return row == ROWS ? 0 : strcmp(endpoint, DOUBLE_SHUT) == 0 ? INGRESS_SHELL : INGRESS_HTTP;
 }
 
 // The vsock socket. -----------------------------------------------------------------------------------------------------------

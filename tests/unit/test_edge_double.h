@@ -13,6 +13,7 @@
 #define DOUBLE_GONE "00000000-0000-4000-8000-000000000004"
 #define DOUBLE_FAILED "00000000-0000-4000-8000-000000000005"
 #define DOUBLE_DEAD "00000000-0000-4000-8000-000000000006" // its vsock socket does not exist
+#define DOUBLE_SHUT "00000000-0000-4000-8000-000000000007" // its connectors let no requests in
 
 extern int double_wake_ms;
 extern _Atomic unsigned double_opened;  // calls of microvm_open()

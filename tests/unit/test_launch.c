@@ -1,6 +1,7 @@
 // What of stasis-launch needs no privileges: messages of stasisd, the command line, the table of slots, records of slots, the host's rules.
 #include "launch/firewall.h"
 #include "launch/messages.h"
+#include "launch/networks.h"
 #include "launch/options.h"
 #include "launch/record.h"
 #include "launch/slots.h"
@@ -11,13 +12,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 // cmocka needs those above
 #include <cmocka.h>
 
 static struct launch_take good_take(void) {
-	return (struct launch_take){
-		.header = {LAUNCH_MAGIC, LAUNCH_TAKE, 7}, .egress = LAUNCH_EGRESS_INTERNET, .vcpus = 2, .memory_bytes = 1ull << 31};
+	return (struct launch_take){.header = {LAUNCH_MAGIC, LAUNCH_TAKE, 7},
+				    .egress = {.base = LAUNCH_EGRESS_INTERNET},
+				    .vcpus = 2,
+				    .memory_bytes = 1ull << 31};
 }
 
 static int parse(const void *data, size_t size) {
@@ -35,6 +39,10 @@ static void test_good_messages(void **state) {
 	struct launch_take t = good_take();
 	struct launch_end end = {.header = {LAUNCH_MAGIC, LAUNCH_END, 8}, .vmm = "6f1c3f0e-52ab-4b6e-9a3b-0123456789ab"};
 	struct launch_header list = {LAUNCH_MAGIC, LAUNCH_LIST, 9};
+	assert_int_equal(parse(&t, sizeof(t)), 0);
+	t.egress.network_count = LAUNCH_NETWORKS_MAX;
+	for (int i = 0; i < LAUNCH_NETWORKS_MAX; i++)
+		snprintf(t.egress.networks[i], LAUNCH_NETWORK_MAX, "subnet-%d", i);
 	assert_int_equal(parse(&t, sizeof(t)), 0);
 	assert_int_equal(parse(&end, sizeof(end)), 0);
 	assert_int_equal(parse(&list, sizeof(list)), 0);
@@ -57,7 +65,7 @@ static void test_values_out_of_range(void **state) {
 	t.header.kind = 4;
 	assert_int_equal(parse(&t, sizeof(t)), -EBADMSG);
 	t = good_take();
-	t.egress = 2;
+	t.egress.base = 2;
 	assert_int_equal(parse(&t, sizeof(t)), -EBADMSG);
 	static const uint32_t vcpus[] = {0, LAUNCH_VCPUS_MAX + 1, UINT32_MAX};
 	for (size_t i = 0; i < 3; i++) {
@@ -90,6 +98,22 @@ static void test_names(void **state) {
 	struct launch_end open_end = {.header = {LAUNCH_MAGIC, LAUNCH_END, 8}};
 	memset(open_end.vmm, 'a', sizeof(open_end.vmm));
 	assert_int_equal(parse(&open_end, sizeof(open_end)), -EBADMSG);
+}
+
+static void test_egress_messages(void **state) {
+	static const char *const bad[] = {"", "subnet-", "subnet-A", "subnet-1,subnet-2", "subnet-\n", "vpc-1", "../x"};
+	struct launch_take t = good_take();
+	t.egress.network_count = 1;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		snprintf(t.egress.networks[0], LAUNCH_NETWORK_MAX, "%s", bad[i]);
+		assert_int_equal(parse(&t, sizeof(t)), -EBADMSG);
+	}
+	memset(t.egress.networks[0], 'a', LAUNCH_NETWORK_MAX);
+	memcpy(t.egress.networks[0], "subnet-", 7);
+	assert_int_equal(parse(&t, sizeof(t)), -EBADMSG);
+	t = good_take();
+	t.egress.network_count = LAUNCH_NETWORKS_MAX + 1;
+	assert_int_equal(parse(&t, sizeof(t)), -EBADMSG);
 }
 
 static void test_networks(void **state) {
@@ -194,18 +218,86 @@ static void test_resolv_conf(void **state) {
 	assert_int_equal(o.resolvers[1], 0x01010101);
 }
 
+static int read_networks(const char *text, struct options *o, struct error *e) {
+	*o = (struct options){.range = {0x64400000, 16}};
+	return networks_read(text, strlen(text), o, e);
+}
+
+static void test_configured_networks(void **state) {
+	struct options o;
+	struct error e = {.message = ""};
+	assert_int_equal(read_networks("{}", &o, &e), 0);
+	assert_int_equal(o.network_count, 0);
+	static const char good[] = "{\"region\":\"x\",\"networks\":{\"subnet-a\":{\"cidrs\":[\"10.20.0.0/16\",\"10.0.2.2\"],\"interface\":"
+				   "\"vlan20\",\"dns\":true},\"subnet-b\":{\"cidrs\":[\"0.0.0.0/0\"]}}}";
+	assert_int_equal(read_networks(good, &o, &e), 0);
+	assert_int_equal(o.network_count, 2);
+	assert_string_equal(o.networks[0].name, "subnet-a");
+	assert_int_equal(o.networks[0].cidr_count, 2);
+	assert_string_equal(o.networks[0].interface, "vlan20");
+	assert_true(o.networks[0].dns && !o.networks[1].dns);
+	uint32_t bits = 0;
+	struct egress g = {.network_count = 2, .networks = {"subnet-b", "subnet-a"}};
+	assert_int_equal(networks_find(&o, &g, &bits, &e), 0);
+	assert_int_equal(bits, 3);
+	memcpy(g.networks[0], "subnet-c", 9);
+	assert_int_equal(networks_find(&o, &g, &bits, &e), -ENOENT);
+	assert_non_null(strstr(e.message, "subnet-c"));
+	static const char *const bad[] = {
+		"",
+		"[]",
+		"{\"networks\":[]}",
+		"{\"networks\":{\"a\":{\"cidrs\":[\"10.0.0.0/8\"]}}}",
+		"{\"networks\":{\"subnet-A\":{\"cidrs\":[\"10.0.0.0/8\"]}}}",
+		"{\"networks\":{\"subnet-a\":[]}}",
+		"{\"networks\":{\"subnet-a\":{}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[]}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[1]}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[\"10.0.0.1/8\"]}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[\"127.0.0.1\"]}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[\"169.254.169.254\"]}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[\"239.0.0.0/8\"]}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[\"100.64.9.0/24\"]}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[\"10.0.0.0/8\"],\"dns\":1}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[\"10.0.0.0/8\"],\"what\":1}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[\"10.0.0.0/8\"],\"interface\":\"\"}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[\"10.0.0.0/8\"],\"interface\":\"x\\\" accept\"}}}",
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[\"10.0.0.0/8\"],\"interface\":\"longer-than-fifteen\"}}}"};
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		e.message[0] = '\0';
+		assert_int_equal(read_networks(bad[i], &o, &e), -EINVAL);
+		assert_true(e.message[0] != '\0');
+	}
+}
+
+static char *rules_of(const struct options *o, const struct firewall_members *members) {
+	char *text = firewall_host_rules(o, members);
+	assert_non_null(text);
+	return text;
+}
+
 static void test_host_rules(void **state) {
 	struct options o;
 	struct error e;
-	char text[16384];
+	const struct firewall_members nobody = {NULL, 0};
 	assert_int_equal(options("l --program /p --config /c --user 990 --resolvers 10.0.2.3 --closed 10.0.2.0/24", &o, &e), 0);
-	int size = firewall_host_rules(&o, text, sizeof(text));
-	assert_int_equal(size, strlen(text));
+	char *text = rules_of(&o, &nobody);
 	assert_non_null(strstr(text, "10.0.2.0/24"));
-	assert_non_null(strstr(text, "elements = { 10.0.2.3 }"));
+	assert_non_null(strstr(text, "set resolvers { type ipv4_addr; elements = { 10.0.2.3 }; }"));
 	assert_non_null(strstr(text, "ip saddr 100.64.0.0/16 oifname != \"stasis-*\" masquerade"));
-	for (int room = 0; room <= size; room++)
-		assert_int_equal(firewall_host_rules(&o, text, (size_t)room), -E2BIG);
+	assert_non_null(strstr(text, "set confined { type ipv4_addr; }"));
+	free(text);
+	static const char config[] = "{\"networks\":{\"subnet-a\":{\"cidrs\":[\"10.20.0.0/16\",\"10.0.2.2\"],\"interface\":\"vlan20\"}}}";
+	assert_int_equal(networks_read(config, strlen(config), &o, &e), 0);
+	const struct firewall_member members[] = {{.address = slot_inner_address(&o, 3), .networks = 1, .confined = true},
+						  {.address = slot_inner_address(&o, 4), .networks = 1}};
+	text = rules_of(&o, &(struct firewall_members){members, 2});
+	assert_non_null(strstr(text, "set confined { type ipv4_addr; elements = { 100.64.0.14 }; }"));
+	assert_non_null(strstr(text, "set members_0 { type ipv4_addr; elements = { 100.64.0.14, 100.64.0.18 }; }"));
+	// What lies in a closed network was named on purpose; nothing else opens one.
+	assert_non_null(strstr(text, "chain network_0 {\n oifname \"vlan20\" ip daddr 10.0.2.2 accept\n ip daddr @closed return\n"
+				     " oifname \"vlan20\" ip daddr 10.20.0.0/16 accept\n}"));
+	free(text);
 }
 
 static void test_slots(void **state) {
@@ -280,6 +372,11 @@ static void test_records(void **state) {
 	assert_int_equal(r.pid, 3456);
 	assert_int_equal(r.started, 99887766);
 	assert_true(r.taken);
+	assert_int_equal(r.egress.network_count, 0);
+	assert_int_equal(record_parse("slot 1 pid 2 started 3 taken 1 egress 1 networks subnet-a,subnet-b\n", &r), 0);
+	assert_int_equal(r.egress.base, LAUNCH_EGRESS_INTERNET);
+	assert_int_equal(r.egress.network_count, 2);
+	assert_string_equal(r.egress.networks[1], "subnet-b");
 	static const char *const bad[] = {"",
 					  "slot",
 					  "slot 1 pid 2 started 3 taken 1",
@@ -287,9 +384,34 @@ static void test_records(void **state) {
 					  "slot 1 pid 1 started 3 taken 0\n",
 					  "slot 1 pid -7 started 3 taken 0\n",
 					  "slot 1 pid 2 started 3 taken 0\nmore",
-					  "slot x pid 2 started 3 taken 0\n"};
+					  "slot x pid 2 started 3 taken 0\n",
+					  "slot 1 pid 2 started 3 taken 1 egress 2 networks subnet-a\n",
+					  "slot 1 pid 2 started 3 taken 1 egress 0 networks \n",
+					  "slot 1 pid 2 started 3 taken 1 egress 0 networks subnet-a subnet-b\n",
+					  "slot 1 pid 2 started 3 taken 1 egress 0 networks vpc-1\n"};
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
 		assert_int_equal(record_parse(bad[i], &r), -EBADMSG);
+}
+
+static void test_records_are_kept(void **state) {
+	char run[] = "/tmp/test-launch-XXXXXX", path[96];
+	static const char vmm[] = "6f1c3f0e-52ab-4b6e-9a3b-0123456789ab";
+	struct record r = {.number = 7, .pid = 4711, .started = 99, .taken = true, .egress.network_count = LAUNCH_NETWORKS_MAX}, got;
+	for (int i = 0; i < LAUNCH_NETWORKS_MAX; i++)
+		snprintf(r.egress.networks[i], LAUNCH_NETWORK_MAX, "subnet-%040d", i);
+	assert_non_null(mkdtemp(run));
+	snprintf(path, sizeof(path), "%s/vm", run);
+	assert_int_equal(mkdir(path, 0700), 0);
+	snprintf(path, sizeof(path), "%s/vm/%s", run, vmm);
+	assert_int_equal(mkdir(path, 0700), 0);
+	assert_int_equal(record_write(run, vmm, &r), 0);
+	assert_int_equal(record_read(run, vmm, &got), 0);
+	assert_memory_equal(&got, &r, sizeof(r));
+	record_remove_folder(run, vmm);
+	assert_int_equal(access(path, F_OK), -1);
+	snprintf(path, sizeof(path), "%s/vm", run);
+	rmdir(path);
+	rmdir(run);
 }
 
 static void test_process_start(void **state) {
@@ -306,16 +428,19 @@ int main(void) {
 		cmocka_unit_test(test_every_cut_is_refused),
 		cmocka_unit_test(test_values_out_of_range),
 		cmocka_unit_test(test_names),
+		cmocka_unit_test(test_egress_messages),
 		cmocka_unit_test(test_networks),
 		cmocka_unit_test(test_options),
 		cmocka_unit_test(test_bad_options),
 		cmocka_unit_test(test_too_many_networks),
 		cmocka_unit_test(test_resolv_conf),
+		cmocka_unit_test(test_configured_networks),
 		cmocka_unit_test(test_host_rules),
 		cmocka_unit_test(test_slots),
 		cmocka_unit_test(test_wanted),
 		cmocka_unit_test(test_takes),
 		cmocka_unit_test(test_records),
+		cmocka_unit_test(test_records_are_kept),
 		cmocka_unit_test(test_process_start),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

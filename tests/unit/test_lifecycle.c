@@ -174,6 +174,7 @@ static void wait_slots(unsigned n) {
 struct policy {
 	int64_t idle_s, suspended_s, maximum_s;
 	bool auto_resume;
+	const char *config; // NULL: "{}"
 };
 
 static struct store_microvm run_with(const struct policy *p) {
@@ -188,7 +189,7 @@ static struct store_microvm run_with(const struct policy *p) {
 				      .suspended_s = p->suspended_s,
 				      .auto_resume = p->auto_resume,
 				      .run_hook_payload = "{\"a\":1}",
-				      .config = "{}"};
+				      .config = p->config == NULL ? "{}" : p->config};
 	if (microvm_run(&en, &q, &r, &e) < 0)
 		fail_msg("%s", e.message);
 	free(r.config);
@@ -332,7 +333,7 @@ static void test_run_fails(void **state) {
 		const char *reason;
 	} cases[] = {{FAULT_TAKE, "no slot is left"},
 		     {FAULT_RESTORE, "refused to restore"},
-		     {FAULT_AGENT_MUTE, "did not answer"},
+		     {FAULT_AGENT_MUTE, "the guest agent"}, // did not answer, or was gone when the hook was sent
 		     {FAULT_DIE_IN_RESUME, "The VMM of the MicroVM ended unexpectedly."}};
 	add_image(all_hooks);
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -711,8 +712,70 @@ static void test_adopt_interrupted(void **state) {
 	open_expecting(suspending.endpoint, MICROVM_OPEN_OK);
 }
 
+// Waits for the n-th credentials and checks whose they are.
+static void credentials_are(int n, const char *id, char key_id[32]) {
+	struct store_session session;
+	json_t *c = NULL;
+	int given = 0;
+	for (uint64_t until = monotonic_ms() + WAIT_MS; monotonic_ms() < until && given < n; usleep(2000)) {
+		json_decref(c);
+		given = peers_credentials(peers, &c);
+	}
+	assert_int_equal(given, n);
+	const char *token = json_string_value(json_object_get(c, "token"));
+	snprintf(key_id, 32, "%s", json_string_value(json_object_get(c, "accessKeyId")));
+	assert_int_equal(store_open_session(en.store, key_id, token, strlen(token), &session, NULL), 0);
+	assert_string_equal(session.secret, json_string_value(json_object_get(c, "secretAccessKey")));
+	assert_string_equal(session.microvm, id);
+	int64_t minutes = (session.expires_ms - (int64_t)realtime_ms()) / 60000;
+	assert_in_range(minutes, 53, 55);
+	assert_int_equal(strlen(json_string_value(json_object_get(c, "expiration"))), strlen("2026-01-02T03:04:05Z"));
+	json_decref(c);
+}
+
+static void credentials_become_due(const char *id) {
+	struct microvm *m = registry_find(&en, id);
+	pthread_mutex_lock(&m->lock);
+	m->credentials_due_ms = (int64_t)monotonic_ms();
+	pthread_mutex_unlock(&m->lock);
+	microvm_schedule(m);
+	microvm_unref(m);
+}
+
+static void credentials_follow_the_role(void **state) {
+	struct error e = {0};
+	json_t *none = NULL;
+	char first[32], key[32];
+	add_image("{}");
+	run_running();
+	assert_int_equal(peers_credentials(peers, &none), 0);
+	const struct policy with_role = {.config = "{\"executionRoleArn\":\"arn:aws:iam::000000000000:role/r\"}"};
+	struct store_microvm r = run_with(&with_role);
+	wait_state(r.id, "RUNNING");
+	credentials_are(1, r.id, first);
+	// A short sleep leaves them as they are.
+	assert_int_equal(microvm_suspend(&en, r.id, "", &e), 0);
+	assert_int_equal(microvm_resume(&en, r.id, &e), 0);
+	credentials_are(1, r.id, key);
+	// Due while it runs, due while it sleeps, and when a new stasisd does not know.
+	credentials_become_due(r.id);
+	credentials_are(2, r.id, key);
+	assert_string_not_equal(key, first);
+	assert_int_equal(microvm_suspend(&en, r.id, "", &e), 0);
+	credentials_become_due(r.id);
+	usleep(20000);
+	credentials_are(2, r.id, key);
+	assert_int_equal(microvm_resume(&en, r.id, &e), 0);
+	credentials_are(3, r.id, key);
+	restart();
+	credentials_are(4, r.id, key);
+	assert_int_equal(microvm_terminate(&en, r.id, "", &e), 0);
+	wait_state(r.id, "TERMINATED");
+}
+
 int main(void) {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(credentials_follow_the_role, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_whole_life, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_unknown, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_run_fails, set_up, tear_down),

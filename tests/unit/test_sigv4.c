@@ -2,6 +2,7 @@
 #include "api/aws_chunked.h"
 #include "api/sigv4.h"
 #include "api/text.h"
+#include "cli/sign.h"
 #include "store/checksum.h"
 
 #include <setjmp.h>
@@ -221,6 +222,60 @@ static void huge_queries_are_refused(void **state) {
 	assert_int_equal(verify(request, "s3", S3_SECRET, EMPTY, at("20130524T000000Z"), &s), SIGV4_MALFORMED);
 }
 
+// The command line signs with the code that checks; it must name the right things to it.
+static void the_command_line_signs(void **state) {
+	(void)state;
+	static const char *const paths[] = {
+		"/",
+		"/2025-09-09/microvm-images/arn%3Aaws%3Alambda%3Aus-east-1%3A000000000000%3Amicrovm-image%3Aapp/versions/1.0",
+		"/2025-09-09/microvm-images?maxResults=50&nextToken=a%2Bb&nameFilter=%C3%BC",
+		"/bucket/a%20key//with/./dots",
+	};
+	static const char *const services[] = {"lambda", "s3"}, *const tokens[] = {NULL, "", "token/+="};
+	for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]); i++) {
+		for (size_t k = 0; k < 6; k++) {
+			const char *service = services[k % 2], *token = tokens[k / 2];
+			struct sign_input in = {.service = service,
+						.region = "eu-north-1",
+						.key_id = "AKIDEXAMPLE",
+						.key_secret = SUITE_SECRET,
+						.token = token,
+						.method = "PUT",
+						.host = "127.0.0.1:7411",
+						.path = paths[i],
+						.body = "body",
+						.body_size = 4};
+			struct sign_output out;
+			struct sigv4 s;
+			struct error e = {0};
+			char request[4096], header[64] = "";
+			if (sign_request(&in, &out, &e) < 0)
+				fail_msg("%s", e.message);
+			if (token != NULL && token[0] != '\0')
+				snprintf(header, sizeof(header), "X-Amz-Security-Token: %s\r\n", token);
+			snprintf(request, sizeof(request),
+				 "PUT %s HTTP/1.1\r\nHost: 127.0.0.1:7411\r\nX-Amz-Date: %s\r\nX-Amz-Content-Sha256: "
+				 "%s\r\n%sContent-Length: 4\r\n"
+				 "Authorization: %s\r\n\r\n",
+				 paths[i], out.date, out.content_sha256, header, out.authorization);
+			assert_int_equal(verify(request, service, SUITE_SECRET, out.content_sha256, time(NULL), &s), SIGV4_FINE);
+			assert_string_equal(s.region, "eu-north-1");
+			assert_int_equal(verify(request, service, "other", out.content_sha256, time(NULL), &s), SIGV4_MISMATCH);
+		}
+	}
+	struct sign_input in = {.service = "lambda",
+				.region = "eu-north-1",
+				.key_id = "A",
+				.key_secret = "B",
+				.method = "GET",
+				.host = "h",
+				.path = "/?a=%zz",
+				.body = ""};
+	struct sign_output out;
+	struct error e = {0};
+	assert_int_equal(sign_request(&in, &out, &e), -EINVAL);
+}
+
 // aws-chunked -----------------------------------------------------------------------------------------------------------------------
 
 static int decode(struct aws_chunked *d, const char *data, size_t size, size_t step, struct text *to) {
@@ -339,10 +394,15 @@ static void checksums(void **state) {
 
 int main(void) {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(published_suite),          cmocka_unit_test(published_s3_examples),
-		cmocka_unit_test(time_is_checked),          cmocka_unit_test(every_change_is_noticed),
-		cmocka_unit_test(huge_queries_are_refused), cmocka_unit_test(published_chunks),
-		cmocka_unit_test(trailers_are_read),        cmocka_unit_test(checksums),
+		cmocka_unit_test(published_suite),
+		cmocka_unit_test(published_s3_examples),
+		cmocka_unit_test(time_is_checked),
+		cmocka_unit_test(every_change_is_noticed),
+		cmocka_unit_test(huge_queries_are_refused),
+		cmocka_unit_test(the_command_line_signs),
+		cmocka_unit_test(published_chunks),
+		cmocka_unit_test(trailers_are_read),
+		cmocka_unit_test(checksums),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -80,15 +81,16 @@ static void add_usable(struct store *s, const char *name, char uuid[UUID_TEXT]) 
 	assert_int_equal(add_image_in(s, "000000000000", name, "CREATED", "SUCCESSFUL", NULL, uuid, NULL), 0);
 }
 
-static int add_microvm(struct store *s, const char *image_uuid, const char *image_arn, const char *state, const struct store_token *token,
-		       char id[48], struct error *e) {
+static int add_microvm_with(struct store *s, const char *image_uuid, const char *image_arn, const char *state, const char *config,
+			    const struct store_token *token, char id[48], struct error *e) {
+	cleanup_free char *copy = strdup(config);
 	struct store_microvm m = {.started_ms = 5,
 				  .maximum_duration_s = 28800,
 				  .has_idle_policy = true,
 				  .max_idle_s = 60,
 				  .suspended_s = 7,
 				  .auto_resume = true,
-				  .config = (char[]){"{\"k\":[1]}"}};
+				  .config = copy};
 	char uuid[UUID_TEXT];
 	uuid_new(uuid);
 	snprintf(m.id, sizeof(m.id), "microvm-%s", uuid);
@@ -102,18 +104,166 @@ static int add_microvm(struct store *s, const char *image_uuid, const char *imag
 	return store_add_microvm(s, &m, token, e);
 }
 
+static int add_microvm(struct store *s, const char *image_uuid, const char *image_arn, const char *state, const struct store_token *token,
+		       char id[48], struct error *e) {
+	return add_microvm_with(s, image_uuid, image_arn, state, "{\"k\":[1]}", token, id, e);
+}
+
+static int count_key(const struct store_key *k, void *arg) {
+	char *seen = arg;
+	strcat(seen, k->id);
+	strcat(seen, " ");
+	return 0;
+}
+
+static void put_key(const char *id, bool configured, const char *policy) {
+	struct store_key k = {.secret = "s", .account = "000000000000", .configured = configured, .created_ms = 7};
+	snprintf(k.id, sizeof(k.id), "%s", id);
+	cleanup_free char *copy = strdup(policy);
+	k.policy = copy;
+	assert_int_equal(store_put_key(store, &k, NULL), 0);
+}
+
 static void keys_are_kept(void **state) {
 	(void)state;
 	struct store_key k = {.id = "AKIDEXAMPLE", .secret = "one", .account = "000000000000"}, got;
+	struct stat st;
+	char path[128];
 	assert_int_equal(store_put_key(store, &k, NULL), 0);
 	strcpy(k.secret, "two");
+	strcpy(k.name, "ci");
+	k.disabled = true;
+	k.created_ms = 12345;
+	k.policy = (char[]){"{}"};
 	assert_int_equal(store_put_key(store, &k, NULL), 0);
-	reopen();
-	assert_int_equal(store_get_key(store, "AKIDEXAMPLE", &got, NULL), 0);
-	assert_string_equal(got.secret, "two");
-	assert_string_equal(got.account, "000000000000");
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(store_get_key(store, "AKIDEXAMPLE", &got, NULL), 0);
+		assert_string_equal(got.secret, "two");
+		assert_string_equal(got.account, "000000000000");
+		assert_string_equal(got.name, "ci");
+		assert_string_equal(got.policy, "{}");
+		assert_true(got.disabled && !got.configured && got.created_ms == 12345);
+		store_key_clear(&got);
+		assert_string_equal(got.secret, "");
+		reopen();
+	}
 	assert_int_equal(store_get_key(store, "akidexample", &got, NULL), -ENOENT);
 	assert_int_equal(store_get_key(store, "", &got, NULL), -ENOENT);
+	// Nobody else reads what holds secrets.
+	static const char *const files[] = {"stasis.db", "stasis.db-wal"};
+	for (size_t i = 0; i < 2; i++) {
+		snprintf(path, sizeof(path), "%s/%s", folder, files[i]);
+		assert_int_equal(stat(path, &st), 0);
+		assert_int_equal(st.st_mode & 07777, 0600);
+	}
+}
+
+static void keys_are_listed_and_go(void **state) {
+	(void)state;
+	char seen[256] = "";
+	struct store_key got;
+	put_key("B", true, "{}");
+	put_key("D", false, "{}");
+	put_key("A", true, "{}");
+	put_key("C", false, "{}");
+	assert_int_equal(store_list_keys(store, NULL, 100, count_key, seen, NULL), 0);
+	assert_string_equal(seen, "A B C D ");
+	seen[0] = '\0';
+	assert_int_equal(store_list_keys(store, "A", 2, count_key, seen, NULL), 0);
+	assert_string_equal(seen, "B C ");
+	assert_int_equal(store_delete_key(store, "C", NULL), 0);
+	assert_int_equal(store_delete_key(store, "C", NULL), -ENOENT);
+	// A key of an earlier configuration goes; those that the operator made stay.
+	assert_int_equal(store_keep_configured_key(store, "B", NULL), 0);
+	for (int i = 0; i < 2; i++) {
+		seen[0] = '\0';
+		assert_int_equal(store_list_keys(store, NULL, 100, count_key, seen, NULL), 0);
+		assert_string_equal(seen, "B D ");
+		assert_int_equal(store_get_key(store, "A", &got, NULL), -ENOENT);
+		reopen();
+	}
+	assert_int_equal(store_keep_configured_key(store, "", NULL), 0);
+	assert_int_equal(store_get_key(store, "B", &got, NULL), -ENOENT);
+}
+
+static void roles_are_kept(void **state) {
+	(void)state;
+	struct store_role role = {.arn = "arn:aws:iam::000000000000:role/r", .created_ms = 5, .policy = (char[]){"{1}"}}, got;
+	assert_false(store_has_roles(store));
+	assert_int_equal(store_put_role(store, &role, NULL), 0);
+	role.policy = (char[]){"{2}"};
+	role.configured = true;
+	assert_int_equal(store_put_role(store, &role, NULL), 0);
+	for (int i = 0; i < 2; i++) {
+		assert_true(store_has_roles(store));
+		assert_int_equal(store_get_role(store, role.arn, &got, NULL), 0);
+		assert_string_equal(got.policy, "{2}");
+		assert_true(got.configured && got.created_ms == 5);
+		store_role_clear(&got);
+		reopen();
+	}
+	assert_int_equal(store_delete_role(store, role.arn, NULL), 0);
+	assert_int_equal(store_delete_role(store, role.arn, NULL), -ENOENT);
+	assert_int_equal(store_get_role(store, role.arn, &got, NULL), -ENOENT);
+	assert_false(store_has_roles(store));
+}
+
+static void sessions_are_sealed(void **state) {
+	(void)state;
+	static const char id[] = "microvm-01234567-89ab-4cde-8f01-23456789abcd";
+	struct store_session a, b, got;
+	char token[SESSION_TOKEN_ROOM], other[SESSION_TOKEN_ROOM];
+	assert_int_equal(store_mint_session(store, id, 1234567890123, &a, token, NULL), 0);
+	assert_int_equal(store_mint_session(store, id, 1234567890123, &b, other, NULL), 0);
+	assert_true(strlen(token) < SESSION_TOKEN_ROOM);
+	assert_memory_equal(a.key_id, "ASIA", 4);
+	assert_int_equal(strlen(a.key_id), 20);
+	assert_int_equal(strlen(a.secret), 40);
+	assert_string_not_equal(a.key_id, b.key_id);
+	assert_string_not_equal(a.secret, b.secret);
+	reopen(); // another stasisd knows them
+	assert_int_equal(store_open_session(store, a.key_id, token, strlen(token), &got, NULL), 0);
+	assert_string_equal(got.secret, a.secret);
+	assert_string_equal(got.microvm, id);
+	assert_int_equal(got.expires_ms, 1234567890123);
+	assert_int_equal(store_open_session(store, b.key_id, token, strlen(token), &got, NULL), -EBADMSG);
+	assert_int_equal(store_open_session(store, a.key_id, other, strlen(other), &got, NULL), -EBADMSG);
+	for (size_t i = 0; i < strlen(token); i++) {
+		char broken[SESSION_TOKEN_ROOM];
+		strcpy(broken, token);
+		broken[i] = broken[i] == 'A' ? 'B' : 'A';
+		assert_int_equal(store_open_session(store, a.key_id, broken, strlen(broken), &got, NULL), -EBADMSG);
+		assert_int_equal(store_open_session(store, a.key_id, token, i, &got, NULL), -EBADMSG);
+	}
+}
+
+static void usage_adds_up(void **state) {
+	(void)state;
+	struct store_usage u;
+	int64_t awake;
+	char id[48], uuid[UUID_TEXT], second[UUID_TEXT];
+	assert_int_equal(store_get_usage(store, "000000000000", NULL, &u, NULL), 0);
+	assert_true(u.memory_mib == 0 && u.images == 0 && u.versions == 0 && u.builds == 0);
+	static const char *const living[][2] = {
+		{"RUNNING", "{\"memoryInMiB\":512}"},
+		{"SUSPENDED", "{\"memoryInMiB\":1024}"},
+		{"TERMINATED", "{\"memoryInMiB\":4096}"},
+		{"PENDING", "{}"}, // older than quotas
+	};
+	add_usable(store, "one", uuid);
+	assert_int_equal(add_image("000000000000", "two", second, NULL), 0);
+	assert_int_equal(add_image("111111111111", "one", second, NULL), 0);
+	for (size_t i = 0; i < 4; i++)
+		assert_int_equal(add_microvm_with(store, uuid, "arn", living[i][0], living[i][1], NULL, id, NULL), 0);
+	assert_int_equal(store_get_usage(store, "000000000000", uuid, &u, NULL), 0);
+	assert_int_equal(u.memory_mib, 512 + 1024 + 2048);
+	assert_int_equal(u.images, 2);
+	assert_int_equal(u.versions, 1);
+	assert_int_equal(u.builds, 1);
+	assert_int_equal(store_get_usage(store, "222222222222", NULL, &u, NULL), 0);
+	assert_true(u.memory_mib == 0 && u.images == 0 && u.builds == 0);
+	assert_int_equal(store_get_awake(store, &awake, NULL), 0);
+	assert_int_equal(awake, 512 + 2048);
 }
 
 static int take_build(const struct store_build *from, void *arg) {
@@ -311,7 +461,7 @@ static void versions_follow_their_rules(void **state) {
 	struct store_build b;
 	add_usable(store, "one", uuid);
 	new_version(uuid, "3.0", &v, &b);
-	assert_int_equal(store_add_version(store, &v, &b, NULL, in, NULL), -ESTALE); // 2.0 is next
+	assert_int_equal(store_add_version(store, &v, &b, NULL, in, NULL), -EAGAIN); // 2.0 is next
 	new_version(uuid, "2.0", &v, &b);
 	assert_int_equal(store_add_version(store, &v, &b, NULL, in, NULL), 0);
 	expect_image(uuid, "UPDATING", "", ""); // as it was put there
@@ -645,10 +795,130 @@ static void a_newer_layout_is_refused(void **state) {
 	assert_non_null(strstr(e.message, "newer"));
 }
 
+static void make_connector(const char *account, const char *name, struct store_connector *ret) {
+	char uuid[UUID_TEXT];
+	uuid_new(uuid);
+	*ret = (struct store_connector){.version = 1, .created_ms = 1, .modified_ms = 1};
+	static char config[] = "{\"Configuration\":{}}";
+	ret->config = config;
+	snprintf(ret->id, sizeof(ret->id), "nc-%s", uuid);
+	snprintf(ret->account, sizeof(ret->account), "%s", account);
+	snprintf(ret->name, sizeof(ret->name), "%s", name);
+	snprintf(ret->arn, sizeof(ret->arn), "arn:aws:lambda:us-east-1:%s:network-connector:%s", account, ret->id);
+	strcpy(ret->state, "ACTIVE");
+}
+
+static int count_connector(const struct store_connector *c, void *arg) {
+	(void)c;
+	++*(int *)arg;
+	return 0;
+}
+
+static void connectors_live(void **state) {
+	(void)state;
+	struct store_connector c, other, got;
+	struct error e = {0};
+	char digest[STORE_DIGEST], *answer = NULL;
+	const struct store_token token = {"000000000000", "Create", "t1", "d", (char[]){"{}"}};
+	make_connector("000000000000", "one", &c);
+	assert_int_equal(store_add_connector(store, &c, 2, &token, &e), 0);
+	make_connector("000000000000", "one", &other);
+	assert_int_equal(store_add_connector(store, &other, 2, NULL, &e), -EEXIST);
+	make_connector("000000000000", "two", &other);
+	assert_int_equal(store_add_connector(store, &other, 2, &token, &e), -EEXIST); // the token, and nothing is left
+	assert_int_equal(store_add_connector(store, &other, 2, NULL, &e), 0);
+	make_connector("000000000000", "three", &other);
+	assert_int_equal(store_add_connector(store, &other, 2, NULL, &e), -EDQUOT);
+	reopen();
+	assert_int_equal(store_get_token(store, "000000000000", "Create", "t1", digest, &answer, &e), 0);
+	free(answer);
+	assert_int_equal(store_get_connector(store, "000000000000", c.id, &got, &e), 0);
+	assert_string_equal(got.name, "one");
+	assert_string_equal(got.tags, "{}");
+	assert_null(got.pending);
+	got.pending = strdup("{\"next\":1}");
+	got.version = 7;
+	assert_int_equal(store_update_connector(store, &got, NULL, &e), 0);
+	store_connector_clear(&got);
+	assert_int_equal(store_get_connector_by_name(store, "000000000000", "one", &got, &e), 0);
+	assert_string_equal(got.pending, "{\"next\":1}");
+	assert_int_equal(got.version, 7);
+	assert_int_equal(store_delete_connector(store, &got, &e), 0);
+	assert_int_equal(store_bury_connector(store, &got, 99, &e), 0);
+	store_connector_clear(&got);
+	// Gone by its name, known by its id; the name is free.
+	assert_int_equal(store_get_connector_by_name(store, "000000000000", "one", &got, &e), -ENOENT);
+	assert_int_equal(store_patch_connector_tags(store, c.id, "{\"a\":\"b\"}", &e), -ENOENT);
+	assert_int_equal(store_get_connector(store, "000000000000", c.id, &got, &e), 0);
+	assert_string_equal(got.state, "DELETED");
+	assert_int_equal(got.modified_ms, 99);
+	store_connector_clear(&got);
+	int count = 0;
+	char next[STORE_CURSOR_MAX];
+	assert_int_equal(store_list_connectors(store, "000000000000", NULL, NULL, 10, count_connector, &count, next, &e), 0);
+	assert_int_equal(count, 1);
+	make_connector("000000000000", "one", &other);
+	assert_int_equal(store_add_connector(store, &other, 2, NULL, &e), 0);
+	assert_int_equal(store_get_connector(store, "111111111111", other.id, &got, &e), -ENOENT);
+}
+
+static void deleted_connectors_are_bounded(void **state) {
+	(void)state;
+	struct store_connector c, got;
+	struct error e = {0};
+	char ids[2][CONNECTOR_ID_MAX];
+	for (int i = 0; i <= STORE_DELETED_CONNECTORS_MAX; i++) {
+		make_connector("000000000000", "same", &c);
+		assert_int_equal(store_add_connector(store, &c, 1, NULL, &e), 0);
+		assert_int_equal(store_bury_connector(store, &c, 1, &e), 0);
+		if (i < 2)
+			memcpy(ids[i], c.id, sizeof(c.id));
+	}
+	assert_int_equal(store_get_connector(store, "000000000000", ids[0], &got, &e), -ENOENT);
+	assert_int_equal(store_get_connector(store, "000000000000", ids[1], &got, &e), 0);
+	store_connector_clear(&got);
+}
+
+static void connectors_in_use_stay(void **state) {
+	(void)state;
+	struct store_connector c;
+	struct store_microvm m;
+	struct error e = {0};
+	char config[512], id[48], uuid[UUID_TEXT];
+	add_usable(store, "image", uuid);
+	make_connector("000000000000", "used", &c);
+	assert_int_equal(store_add_connector(store, &c, 9, NULL, &e), 0);
+	snprintf(config, sizeof(config), "{\"egressNetworkConnectors\":[\"%s:1\"]}", c.arn);
+	assert_int_equal(add_microvm_with(store, uuid, "arn", "RUNNING", config, NULL, id, &e), 0);
+	assert_int_equal(store_delete_connector(store, &c, &e), -EBUSY);
+	assert_non_null(strstr(e.message, "1 MicroVMs and 0 image versions"));
+	assert_int_equal(store_get_microvm(store, id, &m, &e), 0);
+	strcpy(m.state, "TERMINATED");
+	assert_int_equal(store_update_microvm(store, &m, &e), 0);
+	store_microvm_clear(&m);
+	assert_int_equal(store_delete_connector(store, &c, &e), 0);
+	// From now on nothing can be added that uses it; what merely mentions its name can.
+	assert_int_equal(add_microvm_with(store, uuid, "arn", "RUNNING", config, NULL, id, &e), -ESTALE);
+	assert_string_equal(e.name, "ValidationException");
+	assert_string_equal(e.message, "A network connector of the request is not ACTIVE any more.");
+	assert_int_equal(store_get_microvm(store, id, &m, NULL), -ENOENT);
+	snprintf(config, sizeof(config), "{\"logging\":\"%s\"}", c.arn);
+	assert_int_equal(add_microvm_with(store, uuid, "arn", "RUNNING", config, NULL, id, &e), 0);
+	// Another account's connector is nobody's to use.
+	make_connector("111111111111", "theirs", &c);
+	assert_int_equal(store_add_connector(store, &c, 9, NULL, &e), 0);
+	snprintf(config, sizeof(config), "{\"egressNetworkConnectors\":[\"%s\"]}", c.arn);
+	assert_int_equal(add_microvm_with(store, uuid, "arn", "RUNNING", config, NULL, id, &e), -ESTALE);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 int main(void) {
 	const struct CMUnitTest tests[] = {
 		TEST(keys_are_kept),
+		TEST(keys_are_listed_and_go),
+		TEST(roles_are_kept),
+		TEST(sessions_are_sealed),
+		TEST(usage_adds_up),
 		TEST(image_lives),
 		TEST(finish_of_a_missing_build_changes_nothing),
 		TEST(client_tokens_are_kept),
@@ -659,6 +929,9 @@ int main(void) {
 		TEST(microvms_are_listed_in_pages),
 		TEST(microvm_is_updated),
 		TEST(stages_are_kept_and_bounded),
+		TEST(connectors_live),
+		TEST(deleted_connectors_are_bounded),
+		TEST(connectors_in_use_stay),
 		TEST(secrets_stay),
 		TEST(a_second_engine_is_refused),
 		TEST(kill_during_writes_loses_nothing),
