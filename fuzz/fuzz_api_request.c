@@ -3,6 +3,8 @@
 // what lies behind the signature is reached too.
 #include "api/api_internal.h"
 #include "api/exchange.h"
+#include "api/policy.h"
+#include "api/quota.h"
 #include "api/sigv4.h"
 #include "api/text.h"
 #include "api_neighbours.h"
@@ -89,17 +91,17 @@ static void add_records(void) {
 }
 
 static void open_engine(void) {
-	const struct store_key key = {"AKIDSTASISTEST000001", SECRET, "000000000000"};
+	static const char configuration[] =
+		"{\"networks\":{\"subnet-a\":{\"cidrs\":[\"10.0.0.0/8\"]}},\"quotas\":{\"default\":{\"images\":9,\"memoryMib\":65536}}}";
+	const struct store_key key = {
+		.id = "AKIDSTASISTEST000001", .secret = SECRET, .account = "000000000000", .policy = (char[]){POLICY_EVERYTHING}};
 	struct error e;
 	struct config *c = &engine.config;
 	strcpy(folder, "/dev/shm/fuzz.XXXXXX");
 	check(mkdtemp(folder) != NULL && atexit(remove_folder) == 0);
+	check(config_parse(configuration, strlen(configuration), "configuration", c, &e) == 0);
 	strcpy(c->state_folder, folder);
-	strcpy(c->edge_domain, "microvm.localhost");
-	c->edge_public_port = 7443;
-	strcpy(c->region, "us-east-1");
-	strcpy(c->account, "000000000000");
-	strcpy(c->default_base, "debian");
+	check(quotas_start(&engine, &e) == 0);
 	check(store_open(folder, &engine.store, &e) == 0 && store_put_key(engine.store, &key, &e) == 0);
 	check(db_set_flush(engine.store, false, &e) == 0 && neighbours_start(&engine, &e) == 0);
 	check(artifacts_start(engine.store, folder, 1 << 20, &engine.artifacts, &e) == 0);
