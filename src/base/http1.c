@@ -26,7 +26,7 @@ static bool host_char(unsigned char c) {
 	       (c != '\0' && strchr("-._~%!$&'()*+,;=:[]", c) != NULL);
 }
 
-static bool is_token(struct slice s) {
+bool slice_is_token(struct slice s) {
 	for (size_t i = 0; i < s.size; i++)
 		if (!token_char[(unsigned char)s.data[i]])
 			return false;
@@ -52,7 +52,7 @@ static bool starts_nocase(struct slice s, const char *prefix) {
 	return s.size >= n && strncasecmp(s.data, prefix, n) == 0;
 }
 
-static struct slice trim(struct slice s) {
+struct slice slice_trim(struct slice s) {
 	while (s.size > 0 && (s.data[0] == ' ' || s.data[0] == '\t'))
 		s = (struct slice){s.data + 1, s.size - 1};
 	while (s.size > 0 && (s.data[s.size - 1] == ' ' || s.data[s.size - 1] == '\t'))
@@ -72,7 +72,7 @@ bool slice_has_token(struct slice list, const char *token) {
 	while (list.size > 0) {
 		const char *comma = memchr(list.data, ',', list.size);
 		size_t n = comma != NULL ? (size_t)(comma - list.data) : list.size;
-		if (slice_equals_nocase(trim((struct slice){list.data, n}), token))
+		if (slice_equals_nocase(slice_trim((struct slice){list.data, n}), token))
 			return true;
 		size_t step = comma != NULL ? n + 1 : n;
 		list = (struct slice){list.data + step, list.size - step};
@@ -144,7 +144,7 @@ static int parse_request_line(struct slice line, struct http_head *h, struct err
 	if (sp == NULL)
 		return error_set(e, -EBADMSG, "HTTP head: the request line has no version");
 	h->target = (struct slice){rest.data, (size_t)(sp - rest.data)};
-	if (!is_token(h->method))
+	if (!slice_is_token(h->method))
 		return error_set(e, -EBADMSG, "HTTP head: the method is not a token");
 	int r = parse_version((struct slice){sp + 1, rest.size - h->target.size - 1}, &h->minor_version, e);
 	return r < 0 ? r : check_target(h->method, h->target, e);
@@ -174,9 +174,9 @@ static int parse_header(struct slice line, struct http_header *ret, struct error
 		return error_set(e, -EBADMSG, "HTTP head: a header line has no colon");
 	ret->name = (struct slice){line.data, (size_t)(colon - line.data)};
 	// Also refuses obs-fold (white space first) and white space before the colon.
-	if (!is_token(ret->name))
+	if (!slice_is_token(ret->name))
 		return error_set(e, -EBADMSG, "HTTP head: a header name is not a token");
-	ret->value = trim((struct slice){colon + 1, line.size - ret->name.size - 1});
+	ret->value = slice_trim((struct slice){colon + 1, line.size - ret->name.size - 1});
 	return is_text(ret->value) ? 0 : error_set(e, -EBADMSG, "HTTP head: a header value has a control character");
 }
 

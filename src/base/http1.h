@@ -58,6 +58,9 @@ const struct http_header *http_find(const struct http_head *h, const char *name)
 
 bool slice_equals(struct slice s, const char *text);
 bool slice_equals_nocase(struct slice s, const char *text);
+bool slice_is_token(struct slice s); // RFC 9110 section 5.6.2
+// Without white space at its ends.
+struct slice slice_trim(struct slice s);
 // Whether a comma-separated list value contains the token (case-insensitive).
 bool slice_has_token(struct slice list, const char *token);
 

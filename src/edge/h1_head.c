@@ -1,6 +1,8 @@
 // HTTP/1.1 heads as a proxy rewrites them; see h1_head.h.
 #include "edge/h1_head.h"
 
+#include "edge/ws_auth.h"
+
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -76,6 +78,27 @@ static bool split_absolute(struct slice target, struct slice *authority, struct 
 	return true;
 }
 
+static struct ws_auth subprotocols(const struct http_head *h) {
+	struct ws_auth a = {0};
+	for (size_t i = 0; i < h->header_count; i++)
+		if (slice_equals_nocase(h->headers[i].name, WS_AUTH_HEADER))
+			ws_auth_read(&a, h->headers[i].value);
+	return a;
+}
+
+bool h1_is_websocket(const struct http_head *h) {
+	if (!h1_may_upgrade(h) || !slice_equals(h->method, "GET"))
+		return false;
+	for (size_t i = 0; i < h->header_count; i++)
+		if (slice_equals_nocase(h->headers[i].name, "upgrade") && slice_has_token(h->headers[i].value, "websocket"))
+			return true;
+	return false;
+}
+
+bool h1_offers_subprotocol(const struct http_head *h) {
+	return h1_is_websocket(h) && subprotocols(h).offered;
+}
+
 bool h1_gate_request(const struct http_head *h, struct gate_request *ret) {
 	*ret = (struct gate_request){0};
 	unsigned tokens = 0;
@@ -93,6 +116,12 @@ bool h1_gate_request(const struct http_head *h, struct gate_request *ret) {
 	}
 	if (tokens > 1)
 		ret->token = (struct slice){0};
+	if (tokens <= 1 && h1_is_websocket(h)) {
+		struct ws_auth a = subprotocols(h);
+		if (a.malformed)
+			return false;
+		ws_auth_apply(&a, ret);
+	}
 	struct slice authority, path;
 	if (!split_absolute(h->target, &authority, &path))
 		return true;
@@ -136,6 +165,18 @@ static bool is_dropped(const struct http_head *h, struct slice name) {
 	return is_hop_by_hop(name) || slice_equals_nocase(name, "content-length") || is_named_in_connection(h, name);
 }
 
+// The application's own subprotocols; whatever kind of request this is, a token in it stays here.
+static void put_subprotocols(struct writer *w, const struct http_header *h) {
+	struct ws_auth a = {0};
+	ws_auth_read(&a, h->value);
+	if (a.others == 0)
+		return;
+	put_slice(w, h->name);
+	put(w, ": ");
+	ws_auth_write_others(w, h->value);
+	put(w, "\r\n");
+}
+
 void h1_write_request(struct writer *w, const struct http_head *h, const char *request_id) {
 	struct slice authority = {0}, path = h->target;
 	bool absolute = split_absolute(h->target, &authority, &path);
@@ -155,7 +196,10 @@ void h1_write_request(struct writer *w, const struct http_head *h, const char *r
 		if (is_dropped(h, x->name) || is_own(x->name) || slice_equals_nocase(x->name, REQUEST_ID) ||
 		    (absolute && slice_equals_nocase(x->name, "host")))
 			continue;
-		put_header(w, x);
+		if (slice_equals_nocase(x->name, WS_AUTH_HEADER))
+			put_subprotocols(w, x);
+		else
+			put_header(w, x);
 	}
 	put(w, REQUEST_ID ": ");
 	put(w, request_id);
@@ -198,11 +242,14 @@ void h1_write_response(struct writer *w, const struct http_head *h, enum h1_fram
 	put(w, "\r\n");
 }
 
-void h1_write_interim(struct writer *w, const struct http_head *h) {
+void h1_write_interim(struct writer *w, const struct http_head *h, bool offered) {
+	bool ours = h->status == 101 && ws_auth_must_answer(offered, h);
 	put_status(w, h);
 	for (size_t i = 0; i < h->header_count; i++)
-		if (!is_dropped(h, h->headers[i].name))
+		if (!is_dropped(h, h->headers[i].name) && !(ours && slice_equals_nocase(h->headers[i].name, WS_AUTH_HEADER)))
 			put_header(w, &h->headers[i]);
+	if (ours)
+		put(w, WS_AUTH_HEADER ": " WS_AUTH_NAME "\r\n");
 	if (h->status == 101)
 		put_upgrade(w, h);
 	put(w, "\r\n");

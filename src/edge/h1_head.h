@@ -10,12 +10,18 @@
 
 #define H1_HEAD_ADDED_MAX 512 // bytes that a rewritten head may have more than the original
 
-// Collects what the gate wants to know. False when the request names two authorities.
+// Collects what the gate wants to know, of a WebSocket handshake also what its subprotocols say. False when the request names two
+// authorities or a handshake's list of subprotocols is malformed.
 bool h1_gate_request(const struct http_head *h, struct gate_request *ret);
 
 // Whether the request asks for another protocol and may: not for another version of HTTP, which would smuggle requests past the gate, and
 // not with a body.
 bool h1_may_upgrade(const struct http_head *h);
+
+// Whether the request is a WebSocket's handshake (RFC 6455 section 4.1) and may be.
+bool h1_is_websocket(const struct http_head *h);
+// Whether a handshake offers the edge's subprotocol, so that the answer must name one.
+bool h1_offers_subprotocol(const struct http_head *h);
 
 // Methods that may be sent again when nothing is known of the first time (RFC 9110 section 9.2.2).
 bool h1_is_idempotent(struct slice method);
@@ -28,8 +34,8 @@ enum h1_framing { H1_FRAMING_NONE, H1_FRAMING_LENGTH, H1_FRAMING_CHUNKED, H1_FRA
 // The head for the client. `framing` is how the body is going to be sent; NONE: as the original says about a body that does not follow
 // (HEAD, 304). `keep`: the connection stays; `old_client`: it speaks HTTP/1.0.
 void h1_write_response(struct writer *w, const struct http_head *h, enum h1_framing framing, bool keep, bool old_client);
-// A 1xx response, 101 included.
-void h1_write_interim(struct writer *w, const struct http_head *h);
+// A 1xx response, 101 included. `offered`: see h1_offers_subprotocol().
+void h1_write_interim(struct writer *w, const struct http_head *h, bool offered);
 
 // An answer of the edge's own. An empty text gives an empty body.
 void h1_write_answer(struct writer *w, int status, const char *text, bool to_head, bool keep, int64_t now_s);

@@ -42,7 +42,7 @@ struct h1 {
 
 	// The request.
 	bool active; // one is under way
-	bool to_head, idempotent, keep, old_client, may_upgrade, expects, body_began, request_done;
+	bool to_head, idempotent, keep, old_client, may_upgrade, offers, expects, body_began, request_done;
 	size_t head_size;        // bytes of its head in c->in; 0: consumed
 	size_t request_trailers; // bytes of its trailer section in c->in
 	bool chunked;
@@ -198,6 +198,7 @@ static void judge_request(struct h1 *s, const struct http_head *h) {
 	s->keep = h->keep_alive;
 	s->old_client = h->minor_version == 0;
 	s->may_upgrade = h1_may_upgrade(h);
+	s->offers = h1_offers_subprotocol(h);
 	s->expects = h->expect_continue;
 	s->chunked = h->body == HTTP_BODY_CHUNKED;
 	http_body_start(&s->request_body, h);
@@ -499,7 +500,7 @@ static bool put_head(struct h1 *s, const struct http_head *h, size_t size) {
 		return false;
 	struct writer w = writer_over(s->out.data + s->out.end, buffer_room(&s->out));
 	if (h->status < 200)
-		h1_write_interim(&w, h);
+		h1_write_interim(&w, h, s->offers);
 	else
 		h1_write_response(&w, h, s->framing, s->keep, s->old_client);
 	if (w.bad)
