@@ -24,6 +24,8 @@ struct slice {
 	size_t size;
 };
 
+#define SLICE(literal) ((struct slice){(literal), sizeof(literal) - 1})
+
 struct http_header {
 	struct slice name, value; // value without surrounding white space
 };

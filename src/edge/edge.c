@@ -33,13 +33,9 @@ static void on_handle_closed(uv_handle_t *handle) {
 static void on_sweep(uv_timer_t *timer) {
 	struct edge *ed = timer->data;
 	uint64_t now = uv_now(ed->engine->loop);
-	struct connection *c = TAILQ_FIRST(&ed->connections), *next;
-	for (; c != NULL; c = next) {
-		next = TAILQ_NEXT(c, link);
-		connection_sweep(c, now);
-	}
+	connections_sweep(ed, now);
 	upstream_sweep(ed, now, false);
-	if (ed->connection_count == 0 && ed->idle_upstream_count == 0)
+	if (ed->client_count == 0 && ed->idle_upstream_count == 0)
 		uv_timer_stop(timer);
 }
 
@@ -176,9 +172,7 @@ static void close_handle(struct edge *ed, uv_handle_t *handle) {
 static void stop(struct edge *ed) {
 	edge_hold(ed);
 	ed->stopping = true;
-	struct connection *c;
-	while ((c = TAILQ_FIRST(&ed->connections)) != NULL)
-		connection_abort(c);
+	connections_abort(ed);
 	upstream_sweep(ed, 0, true);
 	close_handle(ed, (uv_handle_t *)&ed->listener);
 	close_handle(ed, (uv_handle_t *)&ed->sweep);
@@ -192,7 +186,7 @@ int edge_start(struct engine *en, struct error *e) {
 		return error_set(e, -ENOMEM, "out of memory starting the edge");
 	ed->engine = en;
 	ed->references = 1;
-	TAILQ_INIT(&ed->connections);
+	TAILQ_INIT(&ed->clients);
 	TAILQ_INIT(&ed->idle_upstreams);
 	int r = load(ed, e);
 	if (r < 0) {

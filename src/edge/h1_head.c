@@ -221,16 +221,32 @@ static void put_status(struct writer *w, const struct http_head *h) {
 	put(w, "\r\n");
 }
 
-void h1_write_response(struct writer *w, const struct http_head *h, enum h1_framing framing, bool keep, bool old_client) {
-	put_status(w, h);
+size_t h1_response_headers(const struct http_head *h, enum h1_framing framing, bool offered, struct http_header *ret) {
+	bool ours = h->status == 101 && ws_auth_must_answer(offered, h);
+	size_t count = 0;
 	for (size_t i = 0; i < h->header_count; i++) {
 		const struct http_header *x = &h->headers[i];
 		// What a HEAD or 304 response says about the body that it does not have is for the client.
 		bool about_absent = framing == H1_FRAMING_NONE && h->status >= 200 && h->status != 204 &&
 				    slice_equals_nocase(x->name, "content-length") && x->value.size > 0;
-		if (about_absent || !is_dropped(h, x->name))
-			put_header(w, x);
+		if ((about_absent || !is_dropped(h, x->name)) && !(ours && slice_equals_nocase(x->name, WS_AUTH_HEADER)))
+			ret[count++] = *x;
 	}
+	if (ours)
+		ret[count++] = (struct http_header){SLICE(WS_AUTH_HEADER), SLICE(WS_AUTH_NAME)};
+	return count;
+}
+
+static void put_headers(struct writer *w, const struct http_head *h, enum h1_framing framing, bool offered) {
+	struct http_header headers[H1_HEADERS_MAX];
+	size_t count = h1_response_headers(h, framing, offered, headers);
+	for (size_t i = 0; i < count; i++)
+		put_header(w, &headers[i]);
+}
+
+void h1_write_response(struct writer *w, const struct http_head *h, enum h1_framing framing, bool keep, bool old_client) {
+	put_status(w, h);
+	put_headers(w, h, framing, false);
 	if (framing == H1_FRAMING_CHUNKED)
 		put(w, "transfer-encoding: chunked\r\n");
 	else if (framing == H1_FRAMING_LENGTH)
@@ -243,13 +259,8 @@ void h1_write_response(struct writer *w, const struct http_head *h, enum h1_fram
 }
 
 void h1_write_interim(struct writer *w, const struct http_head *h, bool offered) {
-	bool ours = h->status == 101 && ws_auth_must_answer(offered, h);
 	put_status(w, h);
-	for (size_t i = 0; i < h->header_count; i++)
-		if (!is_dropped(h, h->headers[i].name) && !(ours && slice_equals_nocase(h->headers[i].name, WS_AUTH_HEADER)))
-			put_header(w, &h->headers[i]);
-	if (ours)
-		put(w, WS_AUTH_HEADER ": " WS_AUTH_NAME "\r\n");
+	put_headers(w, h, H1_FRAMING_NONE, offered);
 	if (h->status == 101)
 		put_upgrade(w, h);
 	put(w, "\r\n");
@@ -274,17 +285,27 @@ static const char *reason_of(int status) {
 	}
 }
 
-void h1_write_answer(struct writer *w, int status, const char *text, bool to_head, bool keep, int64_t now_s) {
-	char line[128], date[64];
+void h1_make_answer(struct h1_answer *a, const char *text, int64_t now_s) {
 	time_t t = (time_t)now_s;
 	struct tm tm;
 	gmtime_r(&t, &tm);
-	strftime(date, sizeof(date), "%a, %d %b %Y %H:%M:%S GMT", &tm);
-	snprintf(line, sizeof(line), "HTTP/1.1 %d %s\r\ndate: %s\r\n", status, reason_of(status), date);
-	put(w, line);
+	size_t date = strftime(a->date, sizeof(a->date), "%a, %d %b %Y %H:%M:%S GMT", &tm);
+	int length = snprintf(a->length, sizeof(a->length), "%zu", strlen(text));
+	a->count = 0;
+	a->headers[a->count++] = (struct http_header){SLICE("date"), {a->date, date}};
 	if (text[0] != '\0')
-		put(w, "content-type: text/plain\r\n");
-	put_length(w, strlen(text));
+		a->headers[a->count++] = (struct http_header){SLICE("content-type"), SLICE("text/plain")};
+	a->headers[a->count++] = (struct http_header){SLICE("content-length"), {a->length, (size_t)length}};
+}
+
+void h1_write_answer(struct writer *w, int status, const char *text, bool to_head, bool keep, int64_t now_s) {
+	char line[64];
+	struct h1_answer a;
+	h1_make_answer(&a, text, now_s);
+	snprintf(line, sizeof(line), "HTTP/1.1 %d %s\r\n", status, reason_of(status));
+	put(w, line);
+	for (size_t i = 0; i < a.count; i++)
+		put_header(w, &a.headers[i]);
 	put(w, keep ? "\r\n" : "connection: close\r\n\r\n");
 	if (!to_head)
 		put(w, text);

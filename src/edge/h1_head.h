@@ -31,6 +31,11 @@ void h1_write_request(struct writer *w, const struct http_head *h, const char *r
 
 enum h1_framing { H1_FRAMING_NONE, H1_FRAMING_LENGTH, H1_FRAMING_CHUNKED, H1_FRAMING_CLOSE };
 
+// The headers for the client, of any response (1xx included), without what says how the body is framed on the way: slices of the original.
+// Returns how many; at most H1_HEADERS_MAX. `framing`: NONE and LENGTH keep Content-Length; see below. `offered`: see h1_offers_subprotocol().
+#define H1_HEADERS_MAX (HTTP_HEADERS_MAX + 1)
+size_t h1_response_headers(const struct http_head *h, enum h1_framing framing, bool offered, struct http_header *ret);
+
 // The head for the client. `framing` is how the body is going to be sent; NONE: as the original says about a body that does not follow
 // (HEAD, 304). `keep`: the connection stays; `old_client`: it speaks HTTP/1.0.
 void h1_write_response(struct writer *w, const struct http_head *h, enum h1_framing framing, bool keep, bool old_client);
@@ -38,6 +43,13 @@ void h1_write_response(struct writer *w, const struct http_head *h, enum h1_fram
 void h1_write_interim(struct writer *w, const struct http_head *h, bool offered);
 
 // An answer of the edge's own. An empty text gives an empty body.
+#define H1_ANSWER_HEADERS 3
+struct h1_answer {
+	char date[40], length[24];
+	struct http_header headers[H1_ANSWER_HEADERS];
+	size_t count;
+};
+void h1_make_answer(struct h1_answer *a, const char *text, int64_t now_s);
 void h1_write_answer(struct writer *w, int status, const char *text, bool to_head, bool keep, int64_t now_s);
 
 // The trailer section without what may not be in it (framing, routing, authentication), and its empty line.

@@ -1,4 +1,6 @@
 // HTTP/1.1 with a client: one request after the other, each checked, held until its microVM is awake, and exchanged with the application.
+// A stream of an HTTP/2 connection has such a session too, with one request: its transport turns heads from and into its own form, and knows
+// where messages end (c->framed).
 //
 // The session is a machine that run() pushes as far as it goes. A request's head stays in the connection's buffer, and is parsed again
 // when it is needed, until the request can no longer be sent a second time: until the first byte of its body is sent or the first byte of
@@ -128,6 +130,27 @@ static bool drain(struct h1 *s) {
 	return true;
 }
 
+// Puts an answer of our own into `out`, or hands it to the transport.
+static bool put_answer(struct h1 *s, int status, const char *text) {
+	int64_t now_s = (int64_t)(realtime_ms() / 1000);
+	if (s->c->framed) {
+		struct h1_answer a;
+		h1_make_answer(&a, text, now_s);
+		bool ends = s->to_head || text[0] == '\0';
+		const struct transport_ops *t = s->c->transport;
+		return t->head(s->c, status, a.headers, a.count, ends) &&
+		       (ends || (t->write(s->c, text, strlen(text)) == strlen(text) && t->end(s->c, NULL, 0)));
+	}
+	if (!buffer_want(&edge_of(s)->buffers, &s->out, BUFFER_SMALL))
+		return false;
+	buffer_compact(&s->out);
+	struct writer w = writer_over(s->out.data + s->out.end, buffer_room(&s->out));
+	h1_write_answer(&w, status, text, s->to_head, s->keep, now_s);
+	if (!w.bad)
+		s->out.end = s->out.capacity - (uint32_t)w.left;
+	return !w.bad;
+}
+
 static void give_up(struct h1 *s, const char *why) {
 	if (s->why[0] == '\0')
 		snprintf(s->why, sizeof(s->why), "%s", why);
@@ -144,23 +167,19 @@ static void forget_head(struct h1 *s) {
 	s->head_size = 0;
 }
 
-// Puts an answer of our own into `out`, in place of a response.
+// An answer of our own in place of a response.
 static void answer(struct h1 *s, int status, const char *text) {
-	if (s->response != RESPONSE_HEAD || !buffer_want(&edge_of(s)->buffers, &s->out, BUFFER_SMALL)) {
+	if (s->response != RESPONSE_HEAD) {
 		give_up(s, "the response was cut off");
 		return;
 	}
-	buffer_compact(&s->out);
 	s->status = status;
 	s->keep = s->keep && s->request_done;
 	s->state = H1_ANSWERED;
-	struct writer w = writer_over(s->out.data + s->out.end, buffer_room(&s->out));
-	h1_write_answer(&w, status, text, s->to_head, s->keep, (int64_t)(realtime_ms() / 1000));
-	if (w.bad) {
+	if (!put_answer(s, status, text)) {
 		give_up(s, "no room for an answer");
 		return;
 	}
-	s->out.end = s->out.capacity - (uint32_t)w.left;
 	forget_head(s);
 	let_upstream_go(s, false);
 	connection_set_deadline(s->c, 0);
@@ -202,6 +221,9 @@ static void judge_request(struct h1 *s, const struct http_head *h) {
 	s->expects = h->expect_continue;
 	s->chunked = h->body == HTTP_BODY_CHUNKED;
 	http_body_start(&s->request_body, h);
+	// Content of a length that is not known ends where the transport says.
+	if (s->c->framed && s->chunked)
+		s->request_body.kind = HTTP_BODY_UNTIL_CLOSE;
 	s->request_done = s->request_body.done;
 	snprintf(s->method, sizeof(s->method), "%.*s", (int)(h->method.size < 15 ? h->method.size : 15), h->method.data);
 }
@@ -272,7 +294,7 @@ static bool read_head(struct h1 *s) {
 	}
 	if (buffer_room(&c->in) == 0 && !connection_grow_input(c))
 		refuse_head(s, -E2BIG);
-	else if (c->eof && (c->tls.ended || !connection_input_waits(c)))
+	else if (c->eof && !connection_input_waits(c))
 		connection_finish(c, false); // half a head, and no more to come
 	return s->state != H1_READ;
 }
@@ -395,17 +417,32 @@ static void bad_request_body(struct h1 *s) {
 		give_up(s, "malformed request body");
 }
 
+// The transport has said that the request is over. False when there is no room yet.
+static bool framed_request_ends(struct h1 *s) {
+	struct upstream *u = s->upstream;
+	if (!upstream_reserve(u, BUFFER_SMALL) || upstream_room(u) < LAST_CHUNK_ROOM)
+		return false;
+	forget_head(s);
+	struct slice trailers = s->c->transport->trailers(s->c);
+	if (put_last_chunk(&u->out, trailers.data, trailers.size))
+		s->request_done = true;
+	else
+		bad_request_body(s);
+	return true;
+}
+
 // Takes the next piece of the request's body out of c->in. False when nothing can be done now.
 static bool request_piece(struct h1 *s) {
 	struct connection *c = s->c;
 	struct upstream *u = s->upstream;
 	size_t have = buffer_used(&c->in), seen = s->head_size + s->request_trailers;
 	if (have <= seen) {
-		if (c->eof && (c->tls.ended || !connection_input_waits(c))) {
-			give_up(s, "the client ended in the midst of its request");
-			return true;
-		}
-		return false;
+		if (!c->eof || connection_input_waits(c))
+			return false;
+		if (s->request_body.kind == HTTP_BODY_UNTIL_CLOSE)
+			return framed_request_ends(s);
+		give_up(s, "the client ended in the midst of its request");
+		return true;
 	}
 	bool in_trailers = http_body_in_trailers(&s->request_body);
 	size_t room = upstream_reserve(u, BUFFER_SMALL) ? upstream_room(u) : 0;
@@ -485,16 +522,29 @@ static void choose_framing(struct h1 *s, const struct http_head *h) {
 	else if (h->body == HTTP_BODY_LENGTH)
 		s->framing = H1_FRAMING_LENGTH;
 	else
-		s->framing = s->old_client ? H1_FRAMING_CLOSE : H1_FRAMING_CHUNKED;
-	if (s->framing == H1_FRAMING_CLOSE)
+		s->framing = s->old_client || s->c->framed ? H1_FRAMING_CLOSE : H1_FRAMING_CHUNKED;
+	if (s->framing == H1_FRAMING_CLOSE && !s->c->framed)
 		s->keep = false;
 	// The application does not want the rest of the request, or the client will not send it: say that the connection ends here.
 	if (!s->request_done && (h->status >= 400 || !h->keep_alive || (s->expects && !s->body_began)))
 		s->keep = false;
 }
 
-// Writes a rewritten head into `out`.
+static bool put_framed_head(struct h1 *s, const struct http_head *h) {
+	struct http_header headers[H1_HEADERS_MAX + 1];
+	char length[24];
+	size_t count = h1_response_headers(h, s->framing, s->offers, headers);
+	if (h->status >= 200 && s->framing == H1_FRAMING_LENGTH) {
+		int n = snprintf(length, sizeof(length), "%llu", (unsigned long long)h->content_length);
+		headers[count++] = (struct http_header){SLICE("content-length"), {length, (size_t)n}};
+	}
+	return s->c->transport->head(s->c, h->status, headers, count, h->status >= 200 && s->response_body.done);
+}
+
+// Writes a rewritten head into `out`, or hands it to the transport.
 static bool put_head(struct h1 *s, const struct http_head *h, size_t size) {
+	if (s->c->framed)
+		return put_framed_head(s, h);
 	uint32_t need = size + H1_HEAD_ADDED_MAX <= BUFFER_SMALL ? BUFFER_SMALL : BUFFER_LARGE;
 	if (!buffer_want(&edge_of(s)->buffers, &s->out, need))
 		return false;
@@ -520,7 +570,7 @@ static void take_response_head(struct h1 *s, struct http_head *h, size_t size) {
 		choose_framing(s, h);
 	bool wanted = final || switching || !s->old_client;
 	if (wanted && !put_head(s, h, size)) {
-		bad_gateway(s, "out of memory");
+		bad_gateway(s, "the response cannot be passed on");
 		return;
 	}
 	if (final || switching)
@@ -566,14 +616,65 @@ static bool response_head(struct h1 *s) {
 
 static void response_ends(struct h1 *s) {
 	struct upstream *u = s->upstream;
-	bool fine = s->framing != H1_FRAMING_CHUNKED || put_last_chunk(&s->out, s->response_trailers > 0 ? buffer_bytes(&u->in) : "\r\n",
-								       s->response_trailers > 0 ? s->response_trailers : 2);
-	if (s->response_trailers > 0)
-		upstream_consume(u, s->response_trailers);
+	bool any = s->response_trailers > 0, fine = true;
+	const char *trailers = any ? buffer_bytes(&u->in) : "\r\n";
+	size_t size = any ? s->response_trailers : 2;
+	if (s->c->framed) {
+		struct http_header headers[HTTP_HEADERS_MAX] = {0};
+		ssize_t count = any ? http_parse_trailers(trailers, size, headers, HTTP_HEADERS_MAX, NULL) : 0;
+		fine = count >= 0 && s->c->transport->end(s->c, headers, (size_t)count);
+	} else if (s->framing == H1_FRAMING_CHUNKED) {
+		fine = put_last_chunk(&s->out, trailers, size);
+	}
+	if (any)
+		upstream_consume(u, size);
 	s->response_trailers = 0;
 	s->response = RESPONSE_DONE;
 	if (!fine)
 		give_up(s, "malformed trailers");
+}
+
+// Content that needs no framing of ours goes to the client's side as it is, except what finds room behind a head that waits.
+static bool goes_straight(const struct h1 *s) {
+	return s->framing != H1_FRAMING_CHUNKED && buffer_used(&s->out) == 0;
+}
+
+// Room for the next piece of the response's body.
+static size_t response_room(struct h1 *s, bool in_trailers) {
+	if (goes_straight(s))
+		return SIZE_MAX;
+	size_t need = in_trailers && s->framing == H1_FRAMING_CHUNKED ? LAST_CHUNK_ROOM : ROOM_MIN;
+	if (!buffer_want(&edge_of(s)->buffers, &s->out, BUFFER_SMALL) || buffer_room(&s->out) < need)
+		return 0;
+	return in_trailers ? SIZE_MAX : buffer_room(&s->out) - CHUNK_FRAMING;
+}
+
+// Hands on what comes next in upstream->in, and takes it out of there. Returns the number of bytes, or a negative errno; 0: no room.
+static ssize_t pass_response(struct h1 *s, size_t size, bool in_trailers) {
+	struct upstream *u = s->upstream;
+	struct http_body before = s->response_body;
+	struct slice content;
+	ssize_t n = http_body_feed(&s->response_body, buffer_bytes(&u->in) + s->response_trailers, size, &content, NULL);
+	if (n < 0)
+		return n;
+	if (!goes_straight(s)) {
+		put_chunk(&s->out, content, s->framing == H1_FRAMING_CHUNKED);
+	} else if (content.size > 0) {
+		size_t taken = connection_write(s->c, content.data, content.size);
+		if (taken < content.size) {
+			// Decode again as much as was taken, and no more.
+			s->response_body = before;
+			size_t upto = (size_t)(content.data - (buffer_bytes(&u->in) + s->response_trailers)) + taken;
+			n = upto == 0 || taken == 0 ? 0 : http_body_feed(&s->response_body, buffer_bytes(&u->in), upto, &content, NULL);
+		}
+		content.size = taken;
+	}
+	s->bytes_out += content.size;
+	if (in_trailers)
+		s->response_trailers += (size_t)n;
+	else if (n > 0)
+		upstream_consume(u, (size_t)n);
+	return n;
 }
 
 // Takes the next piece of the response's body out of upstream->in. False when nothing can be done now.
@@ -587,29 +688,20 @@ static bool response_piece(struct h1 *s) {
 		return u->eof;
 	}
 	bool in_trailers = ends || http_body_in_trailers(&s->response_body);
-	size_t need = in_trailers ? LAST_CHUNK_ROOM : ROOM_MIN;
-	if (!buffer_want(&edge_of(s)->buffers, &s->out, BUFFER_SMALL) || buffer_room(&s->out) < need)
+	size_t room = response_room(s, in_trailers);
+	if (room == 0)
 		return false;
 	if (ends) {
 		response_ends(s);
 		return true;
 	}
-	bool raw = s->framing != H1_FRAMING_CHUNKED;
-	size_t size = have;
-	if (!in_trailers && size > buffer_room(&s->out) - CHUNK_FRAMING)
-		size = buffer_room(&s->out) - CHUNK_FRAMING;
-	struct slice content;
-	ssize_t n = http_body_feed(&s->response_body, buffer_bytes(&u->in) + s->response_trailers, size, &content, NULL);
+	ssize_t n = pass_response(s, have < room ? have : room, in_trailers);
 	if (n < 0) {
 		give_up(s, "malformed response body");
 		return true;
 	}
-	put_chunk(&s->out, content, !raw);
-	s->bytes_out += content.size;
-	if (in_trailers)
-		s->response_trailers += (size_t)n;
-	else
-		upstream_consume(u, (size_t)n);
+	if (n == 0)
+		return false;
 	active(s);
 	if (s->response_body.done)
 		response_ends(s);
@@ -642,7 +734,7 @@ static bool response_done(struct h1 *s) {
 		return false;
 	}
 	bool keep = s->keep && s->request_done, linger = !s->request_done, keep_upstream = s->upstream_keep && s->request_done;
-	if (keep) {
+	if (keep && !c->framed) {
 		next_request(s, keep_upstream);
 		return true;
 	}
@@ -729,7 +821,7 @@ static bool answered(struct h1 *s) {
 	if (!drain(s))
 		return false;
 	bool linger = !s->request_done;
-	if (s->keep) {
+	if (s->keep && !s->c->framed) {
 		next_request(s, false);
 		return true;
 	}
@@ -773,9 +865,7 @@ static void expired(struct connection *c) {
 	struct h1 *s = c->session;
 	switch (s->state) {
 	case H1_READ:
-		if (!c->tls.ready) {
-			connection_abort(c);
-		} else if (!s->active) {
+		if (!s->active) {
 			connection_finish(c, false);
 		} else {
 			snprintf(s->method, sizeof(s->method), "-");
@@ -815,6 +905,5 @@ int h1_session_start(struct connection *c) {
 	s->c = c;
 	c->session = s;
 	c->ops = &ops;
-	connection_set_deadline(c, EDGE_HEAD_MS);
 	return 0;
 }

@@ -27,9 +27,10 @@
 #define EDGE_READ_SIZE 16384        // bytes of one read from a client
 #define EDGE_SWEEP_MS 1000
 
-struct connection;
+struct connection; // connection.h
+struct client;     // connection.c
 struct upstream;
-TAILQ_HEAD(connection_list, connection);
+TAILQ_HEAD(client_list, client);
 TAILQ_HEAD(upstream_list, upstream);
 
 struct edge {
@@ -45,14 +46,15 @@ struct edge {
 	struct certificates certificates;
 	SSL_CTX *tls;
 
-	struct connection_list connections; // most recently idle last
-	size_t connection_count;
-	uint64_t refused;                    // connections closed for want of room
+	struct client_list clients; // most recently idle last
+	size_t client_count;
+	uint64_t refused;                    // clients turned away for want of room
 	struct upstream_list idle_upstreams; // most recently used first
 	size_t idle_upstream_count;
 
 	struct buffer_pool buffers;
-	struct http_head head; // of the message that is being looked at; never kept across events
+	struct http_head head;       // of the message that is being looked at; never kept across events
+	char scratch[HTTP_HEAD_MAX]; // within one function only
 	char read_buffer[EDGE_READ_SIZE];
 };
 

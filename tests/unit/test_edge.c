@@ -984,7 +984,7 @@ static void survives_bad_tls(void **state) {
 	SSL *ssl = SSL_new(client_tls);
 	fd = connect_edge();
 	SSL_set_fd(ssl, fd);
-	SSL_set_alpn_protos(ssl, (const unsigned char *)"\x02h2", 3);
+	SSL_set_alpn_protos(ssl, (const unsigned char *)"\x06spdy/3", 7);
 	assert_int_not_equal(SSL_connect(ssl), 1);
 	ERR_clear_error();
 	SSL_free(ssl);
@@ -992,7 +992,7 @@ static void survives_bad_tls(void **state) {
 	ssl = SSL_new(client_tls);
 	fd = connect_edge();
 	SSL_set_fd(ssl, fd);
-	SSL_set_alpn_protos(ssl, (const unsigned char *)"\x02h2\x08http/1.1", 12);
+	SSL_set_alpn_protos(ssl, (const unsigned char *)"\x06spdy/3\x08http/1.1", 16);
 	SSL_set_max_proto_version(ssl, TLS1_2_VERSION);
 	assert_int_equal(SSL_connect(ssl), 1);
 	SSL_free(ssl);
