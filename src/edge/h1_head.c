@@ -145,6 +145,11 @@ bool h1_may_upgrade(const struct http_head *h) {
 	return true;
 }
 
+bool h1_forces_h2(const struct http_head *h) {
+	const struct http_header *x = http_find(h, "x-aws-proxy-force-h2");
+	return x != NULL && slice_equals_nocase(x->value, "true") && !h1_may_upgrade(h);
+}
+
 bool h1_is_idempotent(struct slice method) {
 	static const char *const names[] = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"};
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)

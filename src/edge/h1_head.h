@@ -23,6 +23,9 @@ bool h1_is_websocket(const struct http_head *h);
 // Whether a handshake offers the edge's subprotocol, so that the answer must name one.
 bool h1_offers_subprotocol(const struct http_head *h);
 
+// Whether the application is to be spoken to in HTTP/2 (X-aws-proxy-force-h2: true). Upgrades exist in HTTP/1.1 only.
+bool h1_forces_h2(const struct http_head *h);
+
 // Methods that may be sent again when nothing is known of the first time (RFC 9110 section 9.2.2).
 bool h1_is_idempotent(struct slice method);
 

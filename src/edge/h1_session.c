@@ -10,10 +10,10 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "edge/application.h"
 #include "edge/connection.h"
 #include "edge/gate.h"
 #include "edge/h1_head.h"
-#include "edge/upstream.h"
 #include "microvms/microvms.h"
 
 #include <stdio.h>
@@ -44,7 +44,7 @@ struct h1 {
 
 	// The request.
 	bool active; // one is under way
-	bool to_head, idempotent, keep, old_client, may_upgrade, offers, expects, body_began, request_done;
+	bool to_head, idempotent, keep, old_client, may_upgrade, offers, force_h2, expects, body_began, request_done;
 	size_t head_size;        // bytes of its head in c->in; 0: consumed
 	size_t request_trailers; // bytes of its trailer section in c->in
 	bool chunked;
@@ -55,6 +55,7 @@ struct h1 {
 	enum microvm_open_result open_result;
 	struct microvm_route *route;
 	struct upstream *upstream;
+	struct application app; // over it, once it is open
 	bool retried;
 	bool leaving; // the client ended its side while we were connecting
 	struct gate_verdict gate;
@@ -64,7 +65,7 @@ struct h1 {
 	enum h1_framing framing;
 	bool upstream_keep;
 	unsigned interims;
-	size_t response_trailers; // bytes of its trailer section in upstream->in
+	size_t response_trailers; // bytes of its trailer section at the start of what the application sent
 	struct http_body response_body;
 
 	// What the log says.
@@ -89,6 +90,8 @@ static void log_request(struct h1 *s) {
 static void let_upstream_go(struct h1 *s, bool keep) {
 	if (s->upstream == NULL)
 		return;
+	keep = keep && s->app.h2c == NULL;
+	application_end(&s->app);
 	if (keep)
 		upstream_keep(s->upstream);
 	else
@@ -218,6 +221,7 @@ static void judge_request(struct h1 *s, const struct http_head *h) {
 	s->old_client = h->minor_version == 0;
 	s->may_upgrade = h1_may_upgrade(h);
 	s->offers = h1_offers_subprotocol(h);
+	s->force_h2 = h1_forces_h2(h);
 	s->expects = h->expect_continue;
 	s->chunked = h->body == HTTP_BODY_CHUNKED;
 	http_body_start(&s->request_body, h);
@@ -312,7 +316,7 @@ static void find_upstream(struct h1 *s, bool fresh) {
 	// A kept stream may end at the moment it is used. A request that must not be sent twice takes one only when that is next to
 	// impossible, and no request with a body that cannot be had again does.
 	uint64_t age = s->idempotent && s->request_done ? EDGE_UPSTREAM_IDLE_MS : EDGE_UPSTREAM_FRESH_MS;
-	s->upstream = fresh || s->may_upgrade ? NULL : upstream_take(ed, vsock, s->gate.port, age, upstream_changed, s);
+	s->upstream = fresh || s->may_upgrade || s->force_h2 ? NULL : upstream_take(ed, vsock, s->gate.port, age, upstream_changed, s);
 	if (s->upstream == NULL)
 		s->upstream = upstream_connect(ed, vsock, s->gate.port, upstream_changed, s);
 	if (s->upstream == NULL) {
@@ -338,21 +342,22 @@ static void send_head(struct h1 *s) {
 	struct http_head *h = &edge_of(s)->head;
 	char id[UUID_TEXT];
 	uuid_new(id);
-	struct upstream *u = s->upstream;
+	struct application *a = &s->app;
 	uint32_t need = s->head_size + H1_HEAD_ADDED_MAX <= BUFFER_SMALL ? BUFFER_SMALL : BUFFER_LARGE;
 	ssize_t n = http_parse_request(buffer_bytes(&s->c->in), s->head_size, h, NULL);
-	if (n != (ssize_t)s->head_size || !upstream_reserve(u, need)) {
+	if (n != (ssize_t)s->head_size || !application_reserve(a, need)) {
 		bad_gateway(s, "out of memory");
 		return;
 	}
-	struct writer w = writer_over(u->out.data + u->out.end, buffer_room(&u->out));
+	struct buffer *out = application_out(a);
+	struct writer w = writer_over(out->data + out->end, buffer_room(out));
 	h1_write_request(&w, h, id);
 	if (w.bad) {
 		bad_gateway(s, "the head outgrew its buffer");
 		return;
 	}
-	u->out.end = u->out.capacity - (uint32_t)w.left;
-	upstream_flush(u);
+	out->end = out->capacity - (uint32_t)w.left;
+	application_flush(a);
 	connection_set_deadline(s->c, 0);
 	s->state = H1_EXCHANGE;
 	s->scanned = 0;
@@ -372,6 +377,10 @@ static bool connect_step(struct h1 *s) {
 			connection_set_deadline(s->c, HELD_GONE_MS);
 		s->leaving = s->c->eof;
 		return false;
+	}
+	if (application_begin(&s->app, s->upstream, s->force_h2) < 0) {
+		bad_gateway(s, "out of memory");
+		return true;
 	}
 	send_head(s);
 	return true;
@@ -419,12 +428,12 @@ static void bad_request_body(struct h1 *s) {
 
 // The transport has said that the request is over. False when there is no room yet.
 static bool framed_request_ends(struct h1 *s) {
-	struct upstream *u = s->upstream;
-	if (!upstream_reserve(u, BUFFER_SMALL) || upstream_room(u) < LAST_CHUNK_ROOM)
+	struct application *a = &s->app;
+	if (!application_reserve(a, BUFFER_SMALL) || application_room(a) < LAST_CHUNK_ROOM)
 		return false;
 	forget_head(s);
 	struct slice trailers = s->c->transport->trailers(s->c);
-	if (put_last_chunk(&u->out, trailers.data, trailers.size))
+	if (put_last_chunk(application_out(a), trailers.data, trailers.size))
 		s->request_done = true;
 	else
 		bad_request_body(s);
@@ -434,7 +443,7 @@ static bool framed_request_ends(struct h1 *s) {
 // Takes the next piece of the request's body out of c->in. False when nothing can be done now.
 static bool request_piece(struct h1 *s) {
 	struct connection *c = s->c;
-	struct upstream *u = s->upstream;
+	struct application *a = &s->app;
 	size_t have = buffer_used(&c->in), seen = s->head_size + s->request_trailers;
 	if (have <= seen) {
 		if (!c->eof || connection_input_waits(c))
@@ -445,7 +454,7 @@ static bool request_piece(struct h1 *s) {
 		return true;
 	}
 	bool in_trailers = http_body_in_trailers(&s->request_body);
-	size_t room = upstream_reserve(u, BUFFER_SMALL) ? upstream_room(u) : 0;
+	size_t room = application_reserve(a, BUFFER_SMALL) ? application_room(a) : 0;
 	if (room < (in_trailers ? LAST_CHUNK_ROOM : ROOM_MIN))
 		return false;
 	forget_head(s);
@@ -459,7 +468,7 @@ static bool request_piece(struct h1 *s) {
 		bad_request_body(s);
 		return true;
 	}
-	put_chunk(&u->out, content, s->chunked);
+	put_chunk(application_out(a), content, s->chunked);
 	s->bytes_in += content.size;
 	if (in_trailers)
 		s->request_trailers += (size_t)n;
@@ -468,7 +477,7 @@ static bool request_piece(struct h1 *s) {
 	active(s);
 	if (!s->request_body.done)
 		return true;
-	if (s->chunked && !put_last_chunk(&u->out, buffer_bytes(&c->in), s->request_trailers)) {
+	if (s->chunked && !put_last_chunk(application_out(a), buffer_bytes(&c->in), s->request_trailers)) {
 		bad_request_body(s);
 		return true;
 	}
@@ -481,15 +490,16 @@ static bool request_piece(struct h1 *s) {
 
 static bool pump_request(struct h1 *s) {
 	bool moved = false;
-	while (s->state == H1_EXCHANGE && s->c->phase == CONNECTION_OPEN && !s->request_done && !s->upstream->broken && request_piece(s)) {
+	while (s->state == H1_EXCHANGE && s->c->phase == CONNECTION_OPEN && !s->request_done && !application_broken(&s->app) &&
+	       request_piece(s)) {
 		moved = true;
 		// A buffer that is half full, or all that there is: off with it.
 		if (s->state == H1_EXCHANGE &&
-		    (s->request_done || upstream_room(s->upstream) < BUFFER_SMALL / 2 || buffer_used(&s->c->in) == 0))
-			upstream_flush(s->upstream);
+		    (s->request_done || application_room(&s->app) < BUFFER_SMALL / 2 || buffer_used(&s->c->in) == 0))
+			application_flush(&s->app);
 	}
 	if (s->state == H1_EXCHANGE && s->upstream != NULL)
-		upstream_flush(s->upstream);
+		application_flush(&s->app);
 	return moved;
 }
 
@@ -575,7 +585,7 @@ static void take_response_head(struct h1 *s, struct http_head *h, size_t size) {
 	}
 	if (final || switching)
 		s->status = h->status;
-	upstream_consume(s->upstream, size);
+	application_consume(&s->app, size);
 	s->scanned = 0;
 	active(s);
 	if (switching)
@@ -585,14 +595,14 @@ static void take_response_head(struct h1 *s, struct http_head *h, size_t size) {
 }
 
 static bool response_head(struct h1 *s) {
-	struct upstream *u = s->upstream;
+	struct application *a = &s->app;
 	if (!drain(s))
 		return false;
-	size_t used = buffer_used(&u->in);
+	size_t used = buffer_used(application_in(a));
 	bool full = used >= HTTP_HEAD_MAX;
-	if (full || (used > s->scanned && memchr(buffer_bytes(&u->in) + s->scanned, '\n', used - s->scanned) != NULL)) {
+	if (full || (used > s->scanned && memchr(buffer_bytes(application_in(a)) + s->scanned, '\n', used - s->scanned) != NULL)) {
 		struct http_head *h = &edge_of(s)->head;
-		ssize_t n = http_parse_response(buffer_bytes(&u->in), used, s->to_head, h, NULL);
+		ssize_t n = http_parse_response(buffer_bytes(application_in(a)), used, s->to_head, h, NULL);
 		if (n < 0) {
 			bad_gateway(s, n == -E2BIG ? "the response's head is too long" : "malformed response");
 			return true;
@@ -603,11 +613,11 @@ static bool response_head(struct h1 *s) {
 		}
 	}
 	s->scanned = used;
-	if (u->eof && used == 0)
+	if (application_eof(a) && used == 0)
 		no_response(s);
-	else if (u->eof)
+	else if (application_eof(a))
 		bad_gateway(s, "the application closed the connection within a response's head");
-	else if (used > 0 && buffer_room(&u->in) == 0 && !upstream_grow_input(u))
+	else if (used > 0 && buffer_room(application_in(a)) == 0 && !application_grow_input(a))
 		bad_gateway(s, "the response's head is too long");
 	else
 		return false;
@@ -615,9 +625,9 @@ static bool response_head(struct h1 *s) {
 }
 
 static void response_ends(struct h1 *s) {
-	struct upstream *u = s->upstream;
+	struct application *a = &s->app;
 	bool any = s->response_trailers > 0, fine = true;
-	const char *trailers = any ? buffer_bytes(&u->in) : "\r\n";
+	const char *trailers = any ? buffer_bytes(application_in(a)) : "\r\n";
 	size_t size = any ? s->response_trailers : 2;
 	if (s->c->framed) {
 		struct http_header headers[HTTP_HEADERS_MAX] = {0};
@@ -627,7 +637,7 @@ static void response_ends(struct h1 *s) {
 		fine = put_last_chunk(&s->out, trailers, size);
 	}
 	if (any)
-		upstream_consume(u, size);
+		application_consume(a, size);
 	s->response_trailers = 0;
 	s->response = RESPONSE_DONE;
 	if (!fine)
@@ -649,12 +659,12 @@ static size_t response_room(struct h1 *s, bool in_trailers) {
 	return in_trailers ? SIZE_MAX : buffer_room(&s->out) - CHUNK_FRAMING;
 }
 
-// Hands on what comes next in upstream->in, and takes it out of there. Returns the number of bytes, or a negative errno; 0: no room.
+// Hands on what the application sent next, and takes it out of there. Returns the number of bytes, or a negative errno; 0: no room.
 static ssize_t pass_response(struct h1 *s, size_t size, bool in_trailers) {
-	struct upstream *u = s->upstream;
+	struct application *a = &s->app;
 	struct http_body before = s->response_body;
 	struct slice content;
-	ssize_t n = http_body_feed(&s->response_body, buffer_bytes(&u->in) + s->response_trailers, size, &content, NULL);
+	ssize_t n = http_body_feed(&s->response_body, buffer_bytes(application_in(a)) + s->response_trailers, size, &content, NULL);
 	if (n < 0)
 		return n;
 	if (!goes_straight(s)) {
@@ -664,8 +674,10 @@ static ssize_t pass_response(struct h1 *s, size_t size, bool in_trailers) {
 		if (taken < content.size) {
 			// Decode again as much as was taken, and no more.
 			s->response_body = before;
-			size_t upto = (size_t)(content.data - (buffer_bytes(&u->in) + s->response_trailers)) + taken;
-			n = upto == 0 || taken == 0 ? 0 : http_body_feed(&s->response_body, buffer_bytes(&u->in), upto, &content, NULL);
+			size_t upto = (size_t)(content.data - (buffer_bytes(application_in(a)) + s->response_trailers)) + taken;
+			n = upto == 0 || taken == 0
+				    ? 0
+				    : http_body_feed(&s->response_body, buffer_bytes(application_in(a)), upto, &content, NULL);
 		}
 		content.size = taken;
 	}
@@ -673,19 +685,19 @@ static ssize_t pass_response(struct h1 *s, size_t size, bool in_trailers) {
 	if (in_trailers)
 		s->response_trailers += (size_t)n;
 	else if (n > 0)
-		upstream_consume(u, (size_t)n);
+		application_consume(a, (size_t)n);
 	return n;
 }
 
-// Takes the next piece of the response's body out of upstream->in. False when nothing can be done now.
+// Takes the next piece of the response's body. False when nothing can be done now.
 static bool response_piece(struct h1 *s) {
-	struct upstream *u = s->upstream;
-	size_t have = buffer_used(&u->in) - s->response_trailers;
-	bool ends = s->response_body.kind == HTTP_BODY_UNTIL_CLOSE && u->eof && !u->reset && have == 0;
+	struct application *a = &s->app;
+	size_t have = buffer_used(application_in(a)) - s->response_trailers;
+	bool ends = s->response_body.kind == HTTP_BODY_UNTIL_CLOSE && application_eof(a) && !application_reset(a) && have == 0;
 	if (have == 0 && !ends) {
-		if (u->eof)
+		if (application_eof(a))
 			give_up(s, "the application closed the connection within a response's body");
-		return u->eof;
+		return application_eof(a);
 	}
 	bool in_trailers = ends || http_body_in_trailers(&s->response_body);
 	size_t room = response_room(s, in_trailers);
@@ -719,7 +731,7 @@ static bool response_body(struct h1 *s) {
 		if (!drain(s) || !waits)
 			break;
 	}
-	upstream_update(s->upstream);
+	application_update(&s->app);
 	return moved;
 }
 
@@ -727,7 +739,7 @@ static bool response_done(struct h1 *s) {
 	if (!drain(s))
 		return false;
 	struct connection *c = s->c;
-	if (!s->request_done && s->keep && !s->upstream->broken && !s->upstream->eof) {
+	if (!s->request_done && s->keep && !application_broken(&s->app) && !application_eof(&s->app)) {
 		// The application answered before the request was over, and both want to go on: so the rest is carried to it.
 		if (c->deadline_ms == 0)
 			connection_set_deadline(c, EDGE_GONE_MS);
@@ -763,37 +775,37 @@ static bool exchange_step(struct h1 *s) {
 
 static bool tunnel_up(struct h1 *s) {
 	struct connection *c = s->c;
-	struct upstream *u = s->upstream;
+	struct application *a = &s->app;
 	bool moved = false;
-	while (buffer_used(&c->in) > 0 && !u->broken && upstream_reserve(u, BUFFER_SMALL) && upstream_room(u) > 0) {
-		size_t n = buffer_used(&c->in) < upstream_room(u) ? buffer_used(&c->in) : upstream_room(u);
-		upstream_append(u, buffer_bytes(&c->in), n);
+	while (buffer_used(&c->in) > 0 && !application_broken(a) && application_reserve(a, BUFFER_SMALL) && application_room(a) > 0) {
+		size_t n = buffer_used(&c->in) < application_room(a) ? buffer_used(&c->in) : application_room(a);
+		buffer_append(application_out(a), buffer_bytes(&c->in), n);
 		connection_consume(c, n);
-		upstream_flush(u);
+		application_flush(a);
 		s->bytes_in += n;
 		moved = true;
 	}
-	if (connection_input_ended(c) && !u->ending)
-		upstream_end(u);
+	if (connection_input_ended(c) && !s->upstream->ending)
+		application_end_output(a);
 	return moved;
 }
 
 static bool tunnel_down(struct h1 *s) {
 	struct connection *c = s->c;
-	struct upstream *u = s->upstream;
+	struct application *a = &s->app;
 	bool moved = false;
 	if (!drain(s))
 		return false;
-	while (buffer_used(&u->in) > 0) {
-		size_t n = connection_write(c, buffer_bytes(&u->in), buffer_used(&u->in));
+	while (buffer_used(application_in(a)) > 0) {
+		size_t n = connection_write(c, buffer_bytes(application_in(a)), buffer_used(application_in(a)));
 		if (n == 0)
 			break;
-		upstream_consume(u, n);
+		application_consume(a, n);
 		s->bytes_out += n;
 		moved = true;
 	}
-	upstream_update(u);
-	if (u->eof && buffer_used(&u->in) == 0)
+	application_update(a);
+	if (application_eof(a) && buffer_used(application_in(a)) == 0)
 		connection_half_close(c);
 	return moved;
 }
@@ -805,7 +817,7 @@ static bool tunnel_step(struct h1 *s) {
 		microvm_route_active(s->route);
 	if (c->phase != CONNECTION_OPEN)
 		return false;
-	bool up_over = connection_input_ended(c) || s->upstream->broken, down_over = c->half_closed;
+	bool up_over = connection_input_ended(c) || application_broken(&s->app), down_over = c->half_closed;
 	if (up_over && down_over) {
 		end_request(s, false);
 		connection_finish(c, false);
@@ -853,9 +865,14 @@ static bool step(struct h1 *s) {
 
 static void run(struct connection *c) {
 	struct h1 *s = c->session;
+	if (s->app.u != NULL)
+		application_advance(&s->app);
 	while (c->phase == CONNECTION_OPEN && step(s))
 		;
-	if (s->upstream != NULL) {
+	if (s->app.u != NULL) {
+		application_flush(&s->app);
+		application_update(&s->app);
+	} else if (s->upstream != NULL) {
 		upstream_flush(s->upstream);
 		upstream_update(s->upstream);
 	}

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "edge/h1_head.h"
 #include "edge/h1_session.h"
+#include "edge/h2_fields.h"
 
 #include <openssl/evp.h>
 #include <openssl/rand.h>
@@ -49,23 +50,16 @@ static void reset(struct h2_stream *st, uint32_t code) {
 	nghttp2_submit_rst_stream(st->h2->ng, NGHTTP2_FLAG_NONE, st->id, code);
 }
 
-// Fields as nghttp2 wants them: names in lower case, in the edge's scratch room until the next call. Returns how many, or -E2BIG.
+// Fields as nghttp2 wants them, valid until the next call. Returns how many, or -E2BIG.
 static ssize_t make_fields(struct h2_stream *st, const struct http_header *headers, size_t count, nghttp2_nv *ret) {
-	char *to = st->base.edge->scratch;
-	size_t room = sizeof(st->base.edge->scratch), n = 0;
+	struct h2_names names = h2_names_in(st->base.edge);
 	for (size_t i = 0; i < count; i++) {
-		struct slice name = headers[i].name, value = headers[i].value;
-		if (name.size > room)
+		struct slice name = headers[i].name;
+		if (!h2_lower(&names, &name))
 			return -E2BIG;
-		for (size_t k = 0; k < name.size; k++)
-			to[k] = (char)(name.data[k] >= 'A' && name.data[k] <= 'Z' ? name.data[k] + ('a' - 'A') : name.data[k]);
-		// nghttp2 copies both before the call that gets them returns.
-		ret[n++] = (nghttp2_nv){
-			.name = (uint8_t *)to, .namelen = name.size, .value = (uint8_t *)(uintptr_t)value.data, .valuelen = value.size};
-		to += name.size;
-		room -= name.size;
+		ret[i] = h2_field(name, headers[i].value);
 	}
-	return (ssize_t)n;
+	return (ssize_t)count;
 }
 
 static ssize_t on_read(nghttp2_session *ng, int32_t id, uint8_t *to, size_t room, uint32_t *flags, nghttp2_data_source *source, void *arg) {
@@ -92,7 +86,7 @@ static bool put_head(struct connection *c, int status, const struct http_header 
 	if (!judge_handshake(st, &status, headers, count))
 		return false;
 	snprintf(text, sizeof(text), "%03d", status);
-	nv[0] = (nghttp2_nv){.name = (uint8_t *)(uintptr_t) ":status", .namelen = 7, .value = (uint8_t *)text, .valuelen = 3};
+	nv[0] = h2_field(SLICE(":status"), (struct slice){text, 3});
 	ssize_t n = make_fields(st, headers, count, nv + 1);
 	if (n < 0)
 		return false;

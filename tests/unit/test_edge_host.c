@@ -2,7 +2,7 @@
 //
 //     test_edge_host <folder> <port to listen on> <port of the server> [<milliseconds to wake>]
 //
-// The folder gets keys and certificates, and a file `token` with a token for all ports of each endpoint of test_edge_double.h
+// Prints the port that it listens on (of interest when that was 0). The folder gets keys and certificates, and a file `token` with a token for all ports of each endpoint of test_edge_double.h
 // (`<endpoint> <token>` a line). SIGTERM and SIGINT end it.
 #include "base/io.h"
 #include "edge/edge.h"
@@ -16,11 +16,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+static uv_signal_t signals[2];
+
+// The loop ends by itself once everything is closed.
 static void on_signal(uv_signal_t *handle, int number) {
 	struct engine *en = handle->data;
 	edge_stop(en);
 	loop_queue_stop(en);
-	uv_stop(en->loop);
+	for (int i = 0; i < 2; i++)
+		uv_close((uv_handle_t *)&signals[i], NULL);
 }
 
 static int write_tokens(const struct engine *en) {
@@ -56,12 +60,13 @@ int main(int argc, char **argv) {
 		fprintf(stderr, "test_edge_host: %s\n", e.message);
 		return 1;
 	}
-	uv_signal_t signals[2];
 	for (int i = 0; i < 2; i++) {
 		uv_signal_init(en.loop, &signals[i]);
 		signals[i].data = &en;
 		uv_signal_start(&signals[i], on_signal, i == 0 ? SIGTERM : SIGINT);
 	}
+	printf("%d\n", edge_port(&en));
+	fflush(stdout);
 	uv_run(en.loop, UV_RUN_DEFAULT);
-	return 0;
+	return uv_loop_close(en.loop) == 0 ? 0 : 3; // nothing may be left open
 }
