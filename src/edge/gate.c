@@ -2,6 +2,7 @@
 #include "edge/gate.h"
 
 #include "base/clock.h"
+#include "edge/upstream.h"
 #include "microvms/microvms.h"
 
 #include <string.h>
@@ -63,10 +64,13 @@ void gate_decide(struct edge *ed, const struct gate_request *r, struct gate_verd
 		return;
 	}
 	memcpy(ret->microvm, claims.microvm, sizeof(ret->microvm));
+	ret->shell = claims.kind == TOKEN_SHELL;
 	if (ret->port == 0)
 		refuse(ret, 400, BAD_PORT);
-	else if (claims.kind == TOKEN_SHELL)
+	else if (ret->shell && !r->websocket)
 		refuse(ret, 502, ""); // a shell's token opens no application (spec section 6)
+	else if (ret->shell)
+		ret->port = UPSTREAM_SESSION;
 	else if (verdict == TOKEN_PORT_DENIED)
 		refuse(ret, 403, WRONG_PORT);
 }

@@ -116,7 +116,8 @@ bool h1_gate_request(const struct http_head *h, struct gate_request *ret) {
 	}
 	if (tokens > 1)
 		ret->token = (struct slice){0};
-	if (tokens <= 1 && h1_is_websocket(h)) {
+	ret->websocket = h1_is_websocket(h);
+	if (tokens <= 1 && ret->websocket) {
 		struct ws_auth a = subprotocols(h);
 		if (a.malformed)
 			return false;

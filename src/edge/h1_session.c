@@ -90,7 +90,7 @@ static void log_request(struct h1 *s) {
 static void let_upstream_go(struct h1 *s, bool keep) {
 	if (s->upstream == NULL)
 		return;
-	keep = keep && s->app.h2c == NULL;
+	keep = keep && s->app.side == NULL;
 	application_end(&s->app);
 	if (keep)
 		upstream_keep(s->upstream);
@@ -368,7 +368,10 @@ static bool connect_step(struct h1 *s) {
 	if (s->upstream->phase == UPSTREAM_FAILED) {
 		char why[96];
 		snprintf(why, sizeof(why), "port %u: %s", s->gate.port, s->upstream->reason);
-		bad_gateway(s, why);
+		if (s->gate.shell && strcmp(s->upstream->reason, "EMFILE") == 0)
+			answer(s, 429, "Too many sessions");
+		else
+			bad_gateway(s, why);
 		return true;
 	}
 	if (s->upstream->phase != UPSTREAM_OPEN) {
@@ -378,7 +381,8 @@ static bool connect_step(struct h1 *s) {
 		s->leaving = s->c->eof;
 		return false;
 	}
-	if (application_begin(&s->app, s->upstream, s->force_h2) < 0) {
+	enum application_protocol protocol = s->gate.shell ? APPLICATION_SHELL : s->force_h2 ? APPLICATION_HTTP2 : APPLICATION_HTTP1;
+	if (application_begin(&s->app, s->upstream, protocol) < 0) {
 		bad_gateway(s, "out of memory");
 		return true;
 	}

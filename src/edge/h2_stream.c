@@ -5,22 +5,18 @@
 // The response: the head goes to nghttp2 at once, content waits in one buffer until nghttp2 takes it, trailers until content has gone.
 #include "edge/h2_stream.h"
 
-#include "base/base64.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "edge/h1_head.h"
 #include "edge/h1_session.h"
 #include "edge/h2_fields.h"
 
-#include <openssl/evp.h>
-#include <openssl/rand.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
 #define COMPOSED_MAX 256 // bytes that a composed head may have besides the fields
-#define WEBSOCKET_GUID "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 static struct h2_stream *stream_of(struct connection *c) {
 	return (struct h2_stream *)(void *)c;
@@ -462,16 +458,9 @@ static void put_cookies(struct writer *w, const struct h2_block *b) {
 
 // The handshake of HTTP/1.1 has a key of its own (RFC 6455 section 4.2.2), which is ours to make and to check.
 static bool put_handshake(struct h2_stream *st, struct writer *w) {
-	uint8_t nonce[16], digest[EVP_MAX_MD_SIZE];
-	char key[BASE64_ROOM(16)], both[sizeof(key) + sizeof(WEBSOCKET_GUID)];
-	unsigned size = 0;
-	if (RAND_bytes(nonce, sizeof(nonce)) != 1)
+	char key[WS_KEY_TEXT];
+	if (!ws_key_new(key) || !ws_key_accept(key, strlen(key), st->accept))
 		return false;
-	base64_encode(key, nonce, sizeof(nonce));
-	int n = snprintf(both, sizeof(both), "%s" WEBSOCKET_GUID, key);
-	if (EVP_Digest(both, (size_t)n, digest, &size, EVP_sha1(), NULL) != 1 || BASE64_ROOM(20) > sizeof(st->accept))
-		return false;
-	base64_encode(st->accept, digest, size);
 	put(w, "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: ");
 	put(w, key);
 	put(w, "\r\n");

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "edge/connection.h"
+#include "edge/ws_key.h"
 
 #include <nghttp2/nghttp2.h>
 
@@ -54,8 +55,8 @@ struct h2_stream {
 	bool answered; // the response's head is on its way
 	bool deferred; // nghttp2 waits for more content
 	bool end_sent;
-	uint64_t blocked_since_ms; // content waits and none has gone since; 0: none waits
-	char accept[32];           // what a WebSocket's handshake must be answered with; empty: it is none
+	uint64_t blocked_since_ms;   // content waits and none has gone since; 0: none waits
+	char accept[WS_ACCEPT_TEXT]; // what a WebSocket's handshake must be answered with; empty: it is none
 };
 
 // A new stream, in both places: nghttp2's and ours. NULL when out of memory.

@@ -295,7 +295,8 @@ static void push(struct h2c *h) {
 	upstream_flush(h->u);
 }
 
-void h2c_advance(struct h2c *h) {
+static void advance(struct application_side *side) {
+	struct h2c *h = (struct h2c *)(void *)side;
 	do
 		push(h);
 	while (pull(h));
@@ -304,14 +305,17 @@ void h2c_advance(struct h2c *h) {
 	upstream_update(h->u);
 }
 
-bool h2c_reserve(struct h2c *h, uint32_t capacity) {
-	if (!buffer_want(&edge_of(h)->buffers, &h->side.out, capacity))
-		return false;
-	buffer_compact(&h->side.out);
-	return true;
+static void let_go(struct application_side *side) {
+	struct h2c *h = (struct h2c *)(void *)side;
+	buffer_release(&edge_of(h)->buffers, &h->side.in);
+	buffer_release(&edge_of(h)->buffers, &h->side.out);
+	buffer_release(&edge_of(h)->buffers, &h->head);
+	nghttp2_session_del(h->ng);
+	free(h);
 }
 
-int h2c_start(struct upstream *u, struct h2c **ret) {
+int h2c_start(struct upstream *u, struct application_side **ret) {
+	static const struct translator_ops ops = {.advance = advance, .free = let_go};
 	static nghttp2_session_callbacks *callbacks; // made once, on the loop thread, for as long as the program runs
 	static const nghttp2_settings_entry settings[] = {{NGHTTP2_SETTINGS_ENABLE_PUSH, 0},
 							  {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, WINDOW},
@@ -327,22 +331,13 @@ int h2c_start(struct upstream *u, struct h2c **ret) {
 	struct h2c *h = callbacks != NULL ? calloc(1, sizeof(*h)) : NULL;
 	if (h == NULL)
 		return -ENOMEM;
+	h->side.ops = &ops;
 	h->u = u;
 	if (nghttp2_session_client_new(&h->ng, callbacks, h) != 0 ||
 	    nghttp2_submit_settings(h->ng, NGHTTP2_FLAG_NONE, settings, sizeof(settings) / sizeof(settings[0])) != 0) {
-		h2c_free(h);
+		let_go(&h->side);
 		return -ENOMEM;
 	}
-	*ret = h;
+	*ret = &h->side;
 	return 0;
-}
-
-void h2c_free(struct h2c *h) {
-	if (h == NULL)
-		return;
-	buffer_release(&edge_of(h)->buffers, &h->side.in);
-	buffer_release(&edge_of(h)->buffers, &h->side.out);
-	buffer_release(&edge_of(h)->buffers, &h->head);
-	nghttp2_session_del(h->ng);
-	free(h);
 }

@@ -4,13 +4,5 @@
 
 #include "edge/application.h"
 
-struct h2c; // begins with a struct application_side
-
 // Over an upstream that is open. Returns 0 or -ENOMEM.
-int h2c_start(struct upstream *u, struct h2c **ret);
-void h2c_free(struct h2c *h); // NULL is fine
-
-// Moves on as far as possible, both ways, and asks the upstream to send and to read on.
-void h2c_advance(struct h2c *h);
-// Makes sure that side.out has a block of at least `capacity`.
-bool h2c_reserve(struct h2c *h, uint32_t capacity);
+int h2c_start(struct upstream *u, struct application_side **ret);
