@@ -33,10 +33,25 @@ bool slice_is_token(struct slice s) {
 	return s.size > 0;
 }
 
+// Whether one of eight characters is below 0x20 or 0x7f, or may be: HTAB counts, and so do some neighbours of the true ones.
+static bool may_be_control(const char *p) {
+	const uint64_t ones = 0x0101010101010101u, highs = 0x8080808080808080u;
+	uint64_t v, del;
+	memcpy(&v, p, sizeof(v));
+	del = v ^ (ones * 0x7f);
+	return (((v - ones * 0x20) & ~v) & highs) != 0 || (((del - ones) & ~del) & highs) != 0;
+}
+
 static bool is_text(struct slice s) {
-	for (size_t i = 0; i < s.size; i++)
-		if (!text_char((unsigned char)s.data[i]))
+	size_t i = 0;
+	while (i < s.size) {
+		if (s.size - i >= 8 && !may_be_control(s.data + i))
+			i += 8;
+		else if (text_char((unsigned char)s.data[i]))
+			i++;
+		else
 			return false;
+	}
 	return true;
 }
 
@@ -60,12 +75,15 @@ struct slice slice_trim(struct slice s) {
 	return s;
 }
 
-bool slice_equals(struct slice s, const char *text) {
-	return s.size == strlen(text) && (s.size == 0 || memcmp(s.data, text, s.size) == 0);
+static unsigned char lower(unsigned char c) {
+	return c >= 'A' && c <= 'Z' ? c | 0x20 : c;
 }
 
-bool slice_equals_nocase(struct slice s, const char *text) {
-	return s.size == strlen(text) && (s.size == 0 || strncasecmp(s.data, text, s.size) == 0);
+bool slice_same_nocase(const char *a, const char *b, size_t size) {
+	for (size_t i = 0; i < size; i++)
+		if (a[i] != b[i] && lower((unsigned char)a[i]) != lower((unsigned char)b[i]))
+			return false;
+	return true;
 }
 
 bool slice_has_token(struct slice list, const char *token) {
@@ -214,7 +232,10 @@ static int judge_headers(struct http_head *h, struct error *e) {
 	bool close = false, keep = false, option_upgrade = false, has_upgrade = false, has_length = false, has_encoding = false;
 	for (size_t i = 0; i < h->header_count; i++) {
 		struct slice name = h->headers[i].name, value = h->headers[i].value;
+		if (name.size < 6)
+			continue;
 		if (slice_equals_nocase(name, "connection")) {
+			h->connection = true;
 			close |= slice_has_token(value, "close");
 			keep |= slice_has_token(value, "keep-alive");
 			option_upgrade |= slice_has_token(value, "upgrade");

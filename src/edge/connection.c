@@ -165,10 +165,16 @@ static size_t write_plain(struct connection *c, const void *data, size_t size) {
 	return done;
 }
 
+// What follows the peer's close_notify is not looked at.
+static bool input_waits(const struct connection *c) {
+	const struct client *cl = (const struct client *)(const void *)c;
+	return !cl->tls.ended && (cl->tls.fresh_size > 0 || buffer_used(&cl->tls.kept) > 0 || SSL_pending(cl->tls.ssl) > 0);
+}
+
 // Decrypts while there is room.
 static void pull(struct client *cl) {
 	struct connection *c = &cl->base;
-	while (!cl->tls.ended) {
+	while (!cl->tls.ended && (input_waits(c) || !cl->tls.ready)) {
 		if (!buffer_want(&c->edge->buffers, &c->in, BUFFER_SMALL)) {
 			close_now(cl);
 			return;
@@ -191,12 +197,6 @@ static void pull(struct client *cl) {
 	if (buffer_used(&c->in) == 0)
 		buffer_release(&c->edge->buffers, &c->in);
 	c->eof |= cl->tls.ended;
-}
-
-// What follows the peer's close_notify is not looked at.
-static bool input_waits(const struct connection *c) {
-	const struct client *cl = (const struct client *)(const void *)c;
-	return !cl->tls.ended && (cl->tls.fresh_size > 0 || buffer_used(&cl->tls.kept) > 0 || SSL_pending(cl->tls.ssl) > 0);
 }
 
 static void on_shutdown(uv_shutdown_t *request, int status) {

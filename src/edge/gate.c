@@ -46,7 +46,7 @@ static void refuse(struct gate_verdict *v, int status, const char *text) {
 void gate_decide(struct edge *ed, const struct gate_request *r, struct gate_verdict *ret) {
 	*ret = (struct gate_verdict){.port = GATE_DEFAULT_PORT};
 	struct token_claims claims;
-	int code = r->token.size == 0 ? -EBADMSG : token_open(ed->keys, r->token.data, r->token.size, &claims, NULL);
+	int code = r->token.size == 0 ? -EBADMSG : token_cache_open(ed->tokens, ed->keys, r->token.data, r->token.size, &claims);
 	if (code < 0) {
 		refuse(ret, 403, code == -EBADMSG ? NO_TOKEN : WRONG_TOKEN);
 		return;

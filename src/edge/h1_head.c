@@ -12,19 +12,20 @@
 #define REQUEST_ID "x-amzn-requestid"
 
 static bool is_own(struct slice name) {
-	return name.size >= sizeof(OWN_PREFIX) - 1 && strncasecmp(name.data, OWN_PREFIX, sizeof(OWN_PREFIX) - 1) == 0;
+	return name.size >= sizeof(OWN_PREFIX) - 1 && slice_same_nocase(name.data, OWN_PREFIX, sizeof(OWN_PREFIX) - 1);
 }
 
-static bool is_one_of(struct slice name, const char *const *names, size_t count) {
+static bool is_one_of(struct slice name, const struct slice *names, size_t count) {
 	for (size_t i = 0; i < count; i++)
-		if (slice_equals_nocase(name, names[i]))
+		if (name.size == names[i].size && slice_same_nocase(name.data, names[i].data, name.size))
 			return true;
 	return false;
 }
 
 static bool is_hop_by_hop(struct slice name) {
-	static const char *const names[] = {"connection",        "keep-alive", "proxy-connection",    "te",
-					    "transfer-encoding", "upgrade",    "proxy-authorization", "proxy-authenticate"};
+	static const struct slice names[] = {
+		SLICE_OF("connection"), SLICE_OF("keep-alive"),        SLICE_OF("proxy-connection"),    SLICE_OF("te"),
+		SLICE_OF("upgrade"),    SLICE_OF("transfer-encoding"), SLICE_OF("proxy-authorization"), SLICE_OF("proxy-authenticate")};
 	return is_one_of(name, names, sizeof(names) / sizeof(names[0]));
 }
 
@@ -168,7 +169,7 @@ static void put_upgrade(struct writer *w, const struct http_head *h) {
 
 // Headers that end here or are written anew, in either direction.
 static bool is_dropped(const struct http_head *h, struct slice name) {
-	return is_hop_by_hop(name) || slice_equals_nocase(name, "content-length") || is_named_in_connection(h, name);
+	return is_hop_by_hop(name) || slice_equals_nocase(name, "content-length") || (h->connection && is_named_in_connection(h, name));
 }
 
 // The application's own subprotocols; whatever kind of request this is, a token in it stays here.
@@ -318,8 +319,10 @@ void h1_write_answer(struct writer *w, int status, const char *text, bool to_hea
 }
 
 void h1_write_trailers(struct writer *w, const struct http_header *headers, size_t count) {
-	static const char *const never[] = {"content-length",   "host",         "trailer",       "authorization", "cookie", "set-cookie",
-					    "content-encoding", "content-type", "content-range", REQUEST_ID};
+	static const struct slice never[] = {SLICE_OF("content-length"),   SLICE_OF("host"),         SLICE_OF("trailer"),
+					     SLICE_OF("authorization"),    SLICE_OF("cookie"),       SLICE_OF("set-cookie"),
+					     SLICE_OF("content-encoding"), SLICE_OF("content-type"), SLICE_OF("content-range"),
+					     SLICE_OF(REQUEST_ID)};
 	for (size_t i = 0; i < count; i++)
 		if (!is_hop_by_hop(headers[i].name) && !is_own(headers[i].name) &&
 		    !is_one_of(headers[i].name, never, sizeof(never) / sizeof(never[0])))

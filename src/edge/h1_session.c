@@ -341,7 +341,7 @@ static bool after_open(struct h1 *s) {
 static void send_head(struct h1 *s) {
 	struct http_head *h = &edge_of(s)->head;
 	char id[UUID_TEXT];
-	uuid_new(id);
+	edge_request_id(edge_of(s), id);
 	struct application *a = &s->app;
 	uint32_t need = s->head_size + H1_HEAD_ADDED_MAX <= BUFFER_SMALL ? BUFFER_SMALL : BUFFER_LARGE;
 	ssize_t n = http_parse_request(buffer_bytes(&s->c->in), s->head_size, h, NULL);

@@ -4,7 +4,7 @@
 #include "base/http1.h"
 #include "edge/buffer.h"
 #include "edge/certificates.h"
-#include "edge/token.h"
+#include "edge/token_cache.h"
 #include "stasisd/engine.h"
 
 #include <openssl/ssl.h>
@@ -43,6 +43,7 @@ struct edge {
 	uv_timer_t renewal;
 
 	struct token_keys *keys;
+	struct token_cache *tokens;
 	struct certificates certificates;
 	SSL_CTX *tls;
 
@@ -53,6 +54,8 @@ struct edge {
 	size_t idle_upstream_count;
 
 	struct buffer_pool buffers;
+	unsigned char random[4096]; // for the names of requests; used from its end
+	size_t random_left;
 	struct http_head head;       // of the message that is being looked at; never kept across events
 	char scratch[HTTP_HEAD_MAX]; // within one function only
 	char read_buffer[EDGE_READ_SIZE];
@@ -62,5 +65,7 @@ static inline void edge_hold(struct edge *ed) {
 	ed->references++;
 }
 void edge_let_go(struct edge *ed);
+// A UUID for a request.
+void edge_request_id(struct edge *ed, char to[static UUID_TEXT]);
 // Makes sure that the sweep runs while there is something to sweep.
 void edge_watch(struct edge *ed);
