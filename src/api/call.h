@@ -90,6 +90,7 @@ void operator_build_stages(struct call *c);
 void operator_microvm_log(struct call *c);
 void operator_microvm_console(struct call *c);
 void operator_microvm_stages(struct call *c);
+void operator_session_token(struct call *c);
 void operator_shutdown(struct call *c);
 
 // Shared by the resources.

@@ -334,6 +334,7 @@ static const struct route routes[] = {
 	{"GET", "/_stasis/microvms/{}/log", "log", operator_microvm_log, false},
 	{"GET", "/_stasis/microvms/{}/console", "console", operator_microvm_console, false},
 	{"GET", "/_stasis/microvms/{}/stages", "stages", operator_microvm_stages, false},
+	{"POST", "/_stasis/microvms/{}/session-token", "session token", operator_session_token, false},
 	{"POST", "/_stasis/shutdown", "shutdown", operator_shutdown, false},
 };
 

@@ -64,7 +64,7 @@ void gate_decide(struct edge *ed, const struct gate_request *r, struct gate_verd
 		return;
 	}
 	memcpy(ret->microvm, claims.microvm, sizeof(ret->microvm));
-	ret->shell = claims.kind == TOKEN_SHELL;
+	ret->shell = claims.kind == TOKEN_SHELL || claims.kind == TOKEN_OPERATOR;
 	if (ret->port == 0)
 		refuse(ret, 400, BAD_PORT);
 	else if (ret->shell && !r->websocket)

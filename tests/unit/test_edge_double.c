@@ -179,13 +179,28 @@ static void forward(int a, int b) {
 	}
 }
 
+// By a real guest agent, when there is one.
+static void serve_session(int fd) {
+	const char *path = getenv("STASIS_AGENT_STREAMS");
+	int agent = path != NULL ? unix_connect(path, SOCK_STREAM, NULL) : -1;
+	if (agent < 0 || write_full(agent, "SESSION\n", 8) < 0)
+		write_full(fd, "ERR ECONNREFUSED\n", 17);
+	else
+		forward(fd, agent);
+	if (agent >= 0)
+		close(agent);
+}
+
 static void *serve_stream(void *arg) {
 	int fd = (int)(intptr_t)arg;
 	char line[64];
 	unsigned port = 0;
 	remember(fd, true);
-	if (read_line(fd, line, sizeof(line)) && strcmp(line, "CONNECT 1025") == 0 && write_full(fd, "OK 1073741824\n", 14) == 0 &&
-	    read_line(fd, line, sizeof(line)) && sscanf(line, "TCP %u", &port) == 1) {
+	bool fine = read_line(fd, line, sizeof(line)) && strcmp(line, "CONNECT 1025") == 0 && write_full(fd, "OK 1073741824\n", 14) == 0 &&
+		    read_line(fd, line, sizeof(line));
+	if (fine && strcmp(line, "SESSION") == 0) {
+		serve_session(fd);
+	} else if (fine && sscanf(line, "TCP %u", &port) == 1) {
 		int tcp = connect_tcp(port == guest_port ? host_port : (uint16_t)port);
 		if (tcp < 0) {
 			write_full(fd, "ERR ECONNREFUSED\n", 17);

@@ -4,7 +4,8 @@
 //     test_edge_host <folder> <port to listen on> <path of a vsock socket>
 //
 // Prints the port that it listens on (of interest when that was 0). The folder gets keys and certificates, and a file `token` with a token for all ports of each endpoint of test_edge_double.h
-// (`<endpoint> <token>` a line). SIGTERM and SIGINT end it.
+// (`<endpoint> <token>` a line), and one for the first one's shell. With STASIS_AGENT_STREAMS in the environment, sessions lead to the guest agent
+// whose streams' socket that is. SIGTERM and SIGINT end it.
 #include "base/io.h"
 #include "base/log.h"
 #include "edge/edge.h"
@@ -40,6 +41,12 @@ static int write_tokens(const struct engine *en) {
 			return -1;
 		at += (size_t)snprintf(text + at, sizeof(text) - at, "%s %s\n", endpoints[i], token);
 	}
+	// And one for the sessions of the first.
+	struct token_claims c = {.kind = TOKEN_SHELL, .expires_ms = (int64_t)realtime_ms() + 3600 * 1000};
+	snprintf(c.microvm, sizeof(c.microvm), "%s", double_id(DOUBLE_RUNNING));
+	if (edge_mint_token(en, &c, token, NULL) < 0)
+		return -1;
+	at += (size_t)snprintf(text + at, sizeof(text) - at, "shell %s\n", token);
 	snprintf(path, sizeof(path), "%s/token", en->config.state_folder);
 	return write_file_durably(path, text, at, 0600, NULL);
 }
