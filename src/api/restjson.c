@@ -334,6 +334,7 @@ static const struct route routes[] = {
 	{"GET", "/_stasis/microvms/{}/log", "log", operator_microvm_log, false},
 	{"GET", "/_stasis/microvms/{}/console", "console", operator_microvm_console, false},
 	{"GET", "/_stasis/microvms/{}/stages", "stages", operator_microvm_stages, false},
+	{"GET", "/_stasis/metrics", "metrics", operator_metrics, false},
 	{"POST", "/_stasis/microvms/{}/session-token", "session token", operator_session_token, false},
 	{"POST", "/_stasis/shutdown", "shutdown", operator_shutdown, false},
 };
@@ -491,7 +492,8 @@ static void run_call(struct call *c, const struct http_head *h) {
 	if (route != NULL)
 		c->operation = route->operation;
 	c->classic = route != NULL && strncmp(route->path, TAGS, strlen(TAGS)) == 0;
-	if ((route == NULL || !route->open) && !authenticate(c, h, body))
+	bool open = route != NULL && (route->open || (route->run == operator_metrics && has_metrics_token(c, h)));
+	if (!open && !authenticate(c, h, body))
 		return;
 	if (route == NULL) {
 		call_fail(c, 404, "UnknownOperationException", "Stasis knows no operation %.*s %.*s",

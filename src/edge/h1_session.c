@@ -15,6 +15,7 @@
 #include "edge/gate.h"
 #include "edge/h1_head.h"
 #include "microvms/microvms.h"
+#include "stasisd/metrics.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -82,9 +83,11 @@ static struct edge *edge_of(struct h1 *s) {
 // Requests begin and end. -----------------------------------------------------------------------------------------------------
 
 static void log_request(struct h1 *s) {
+	uint64_t ms = monotonic_ms() - s->started_ms;
+	metrics_request(s->gate.microvm, s->status, s->bytes_in, s->bytes_out, ms, s->held_ms);
 	log_info("edge.request", LOG_S("microvmId", s->gate.microvm), LOG_S("method", s->method), LOG_U("status", s->status),
-		 LOG_U("bytesIn", s->bytes_in), LOG_U("bytesOut", s->bytes_out), LOG_U("ms", monotonic_ms() - s->started_ms),
-		 LOG_U("heldMs", s->held_ms), LOG_S("why", s->why));
+		 LOG_U("bytesIn", s->bytes_in), LOG_U("bytesOut", s->bytes_out), LOG_U("ms", ms), LOG_U("heldMs", s->held_ms),
+		 LOG_S("why", s->why));
 }
 
 static void let_upstream_go(struct h1 *s, bool keep) {
