@@ -189,6 +189,7 @@ static const struct {
 	{"build stages", TARGET_VERSION, "stasis:GetLogs"},
 	{"log", TARGET_MICROVM, "stasis:GetLogs"},
 	{"console", TARGET_MICROVM, "stasis:GetLogs"},
+	{"session token", TARGET_MICROVM, "stasis:OpenSession"},
 	{"stages", TARGET_MICROVM, "stasis:GetLogs"},
 };
 

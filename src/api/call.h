@@ -105,6 +105,10 @@ void operator_build_stages(struct call *c);
 void operator_microvm_log(struct call *c);
 void operator_microvm_console(struct call *c);
 void operator_microvm_stages(struct call *c);
+void operator_metrics(struct call *c);
+// Whether the request has the bearer token with which the metrics may be read.
+bool has_metrics_token(const struct call *c, const struct http_head *h);
+void operator_session_token(struct call *c);
 void operator_shutdown(struct call *c);
 // Access keys and roles, operator_access.c.
 void operator_list_keys(struct call *c);

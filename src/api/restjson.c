@@ -385,6 +385,8 @@ static const struct route routes[] = {
 	{"GET", "/_stasis/microvms/{}/log", "log", operator_microvm_log, false},
 	{"GET", "/_stasis/microvms/{}/console", "console", operator_microvm_console, false},
 	{"GET", "/_stasis/microvms/{}/stages", "stages", operator_microvm_stages, false},
+	{"GET", "/_stasis/metrics", "metrics", operator_metrics, false},
+	{"POST", "/_stasis/microvms/{}/session-token", "session token", operator_session_token, false},
 	{"POST", "/_stasis/shutdown", "shutdown", operator_shutdown, false},
 	{"GET", "/_stasis/keys", "keys", operator_list_keys, false},
 	{"POST", "/_stasis/keys", "create key", operator_create_key, false},
@@ -567,7 +569,7 @@ static void run_call(struct call *c, const struct http_head *h) {
 	c->core = path.size >= strlen(CORE) && memcmp(path.data, CORE, strlen(CORE)) == 0;
 	c->classic = c->core || (route != NULL && strncmp(route->path, TAGS, strlen(TAGS)) == 0);
 	c->by_operator = route != NULL && strncmp(route->path, OPERATORS, strlen(OPERATORS)) == 0;
-	bool open = route != NULL && route->open;
+	bool open = route != NULL && (route->open || (route->run == operator_metrics && has_metrics_token(c, h)));
 	if (!open && (!authenticate(c, h, body) || !quota_rate(c)))
 		return;
 	if (route == NULL) {

@@ -1,4 +1,4 @@
-// CreateMicrovmAuthToken, CreateMicrovmShellAuthToken (spec section 1.6).
+// CreateMicrovmAuthToken, CreateMicrovmShellAuthToken (spec section 1.6), and the operator's own tokens.
 #include "api/call.h"
 #include "base/clock.h"
 #include "edge/edge.h"
@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define MINUTES_MAX 60
+#define SESSION_MINUTES 5 // of the operator's tokens, which are used at once
 
 static int add_ports(struct token_claims *claims, const json_t *allowed, struct error *e) {
 	int r = 0;
@@ -26,8 +27,7 @@ static int add_ports(struct token_claims *claims, const json_t *allowed, struct 
 }
 
 // False: the call has failed.
-static bool is_mintable(struct call *c, const struct store_microvm *m) {
-	long long minutes = json_integer_value(json_object_get(c->body, "expirationInMinutes"));
+static bool is_mintable(struct call *c, const struct store_microvm *m, long long minutes) {
 	if (minutes > MINUTES_MAX) {
 		call_fail(c, 400, "ValidationException", "ExpirationMinutes %lld exceeded max allowed of %d.", minutes, MINUTES_MAX);
 		return false;
@@ -39,10 +39,14 @@ static bool is_mintable(struct call *c, const struct store_microvm *m) {
 	return true;
 }
 
-static void mint(struct call *c, const struct store_microvm *m, struct token_claims *claims) {
+static long long minutes_asked(const struct call *c) {
+	return json_integer_value(json_object_get(c->body, "expirationInMinutes"));
+}
+
+static void mint(struct call *c, const struct store_microvm *m, struct token_claims *claims, long long minutes) {
 	struct error e = {0};
 	char token[TOKEN_ROOM];
-	claims->expires_ms = (int64_t)realtime_ms() + json_integer_value(json_object_get(c->body, "expirationInMinutes")) * 60000;
+	claims->expires_ms = (int64_t)realtime_ms() + minutes * 60000;
 	snprintf(claims->microvm, sizeof(claims->microvm), "%s", m->id);
 	if (edge_mint_token(c->en, claims, token, &e) < 0)
 		call_fail_with(c, &e);
@@ -53,12 +57,12 @@ static void mint(struct call *c, const struct store_microvm *m, struct token_cla
 static void mint_http(struct call *c, const struct store_microvm *m) {
 	struct token_claims claims = {.kind = TOKEN_HTTP};
 	struct error e = {0};
-	if (!is_mintable(c, m))
+	if (!is_mintable(c, m, minutes_asked(c)))
 		return;
 	if (add_ports(&claims, json_object_get(c->body, "allowedPorts"), &e) < 0)
 		call_fail(c, 400, "ValidationException", "%s", e.message);
 	else
-		mint(c, m, &claims);
+		mint(c, m, &claims, minutes_asked(c));
 }
 
 void create_auth_token(struct call *c) {
@@ -100,7 +104,17 @@ void create_shell_auth_token(struct call *c) {
 	if (!call_check_body(c, &shape_shell_auth_token) || !find_microvm(c, c->labels[0], &m))
 		return;
 	struct token_claims claims = {.kind = TOKEN_SHELL};
-	if (is_mintable(c, &m) && has_shell(c, &m))
-		mint(c, &m, &claims);
+	if (is_mintable(c, &m, minutes_asked(c)) && has_shell(c, &m))
+		mint(c, &m, &claims, minutes_asked(c));
+	store_microvm_clear(&m);
+}
+
+void operator_session_token(struct call *c) {
+	struct token_claims claims = {.kind = TOKEN_OPERATOR};
+	struct store_microvm m;
+	if (!find_microvm(c, c->labels[0], &m))
+		return;
+	if (is_mintable(c, &m, SESSION_MINUTES))
+		mint(c, &m, &claims, SESSION_MINUTES);
 	store_microvm_clear(&m);
 }

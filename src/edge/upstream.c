@@ -265,7 +265,8 @@ struct upstream *upstream_connect(struct edge *ed, const char *vsock, uint16_t p
 		return u;
 	}
 	char lines[GREETING_LINE_MAX];
-	int n = snprintf(lines, sizeof(lines), "CONNECT %d\nTCP %u\n", STREAM_PORT, port);
+	int n = port == UPSTREAM_SESSION ? snprintf(lines, sizeof(lines), "CONNECT %d\nSESSION\n", STREAM_PORT)
+					 : snprintf(lines, sizeof(lines), "CONNECT %d\nTCP %u\n", STREAM_PORT, port);
 	upstream_append(u, lines, (size_t)n);
 	connect_now(u);
 	return u;

@@ -10,6 +10,8 @@
 
 #include <sys/un.h>
 
+#define UPSTREAM_SESSION 0 // in place of a port: a session with the guest agent itself (docs/agent-protocol.md, SESSION)
+
 enum upstream_phase {
 	UPSTREAM_CONNECTING, // to the VMM
 	UPSTREAM_GREETING,   // waiting for the answers of VMM and agent

@@ -12,6 +12,7 @@
 #include "guest/hook.h"
 #include "guest/imds.h"
 #include "guest/loop.h"
+#include "guest/session.h"
 
 #include <stdbool.h>
 
@@ -34,6 +35,7 @@ struct agent {
 	struct imds imds;
 	struct application application;
 	struct builder builder;
+	struct sessions sessions;
 	struct source control_listener, stream_listener;
 	struct control *controls;
 	struct opening *openings;

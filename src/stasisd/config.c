@@ -90,6 +90,7 @@ static const struct member members[] = {
 	NUMBER("maximumDurationSeconds", MEMBER_INT64, maximum_duration_s, 1, INT32_MAX, 28800),
 	NUMBER("hostMemoryMib", MEMBER_INT64, host_memory_mib, 0, 1 << 30, 0),
 	NUMBER("hostReserveMib", MEMBER_INT64, host_reserve_mib, 0, 1 << 20, 128),
+	TEXT("metricsToken", MEMBER_TEXT, metrics_token, ""),
 };
 #define MEMBERS (sizeof(members) / sizeof(members[0]))
 

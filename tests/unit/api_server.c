@@ -68,6 +68,7 @@ static int start(const char *folder, const char *configuration, struct error *e)
 	int r = config_parse(configuration, strlen(configuration), "configuration", c, e);
 	if (r < 0)
 		return r;
+	snprintf(c->metrics_token, sizeof(c->metrics_token), "a-token-for-prometheus");
 	snprintf(c->state_folder, sizeof(c->state_folder), "%s", folder);
 	strcpy(c->api_listen, "127.0.0.1:0");
 	strcpy(c->s3_listen, "127.0.0.1:0");

@@ -187,13 +187,46 @@ static void forward(int a, int b) {
 	}
 }
 
+static void *forward_back(void *arg) {
+	const int *ends = arg;
+	while (move(ends[1], ends[0]))
+		;
+	return NULL;
+}
+
+// Each direction by itself, as in a VMM: programs may write much before they read.
+static void forward_apart(int a, int b) {
+	int ends[2] = {a, b};
+	pthread_t back;
+	if (pthread_create(&back, NULL, forward_back, ends) != 0)
+		return;
+	while (move(a, b))
+		;
+	pthread_join(back, NULL);
+}
+
+// By a real guest agent, when there is one.
+static void serve_session(int fd) {
+	const char *path = getenv("STASIS_AGENT_STREAMS");
+	int agent = path != NULL ? unix_connect(path, SOCK_STREAM, NULL) : -1;
+	if (agent < 0 || write_full(agent, "SESSION\n", 8) < 0)
+		write_full(fd, "ERR ECONNREFUSED\n", 17);
+	else
+		forward_apart(fd, agent);
+	if (agent >= 0)
+		close(agent);
+}
+
 static void *serve_stream(void *arg) {
 	int fd = (int)(intptr_t)arg;
 	char line[64];
 	unsigned port = 0;
 	remember(fd, true);
-	if (read_line(fd, line, sizeof(line)) && strcmp(line, "CONNECT 1025") == 0 && write_full(fd, "OK 1073741824\n", 14) == 0 &&
-	    read_line(fd, line, sizeof(line)) && sscanf(line, "TCP %u", &port) == 1) {
+	bool fine = read_line(fd, line, sizeof(line)) && strcmp(line, "CONNECT 1025") == 0 && write_full(fd, "OK 1073741824\n", 14) == 0 &&
+		    read_line(fd, line, sizeof(line));
+	if (fine && strcmp(line, "SESSION") == 0) {
+		serve_session(fd);
+	} else if (fine && sscanf(line, "TCP %u", &port) == 1) {
 		int tcp = connect_tcp(port == guest_port ? host_port : (uint16_t)port);
 		if (tcp < 0) {
 			write_full(fd, "ERR ECONNREFUSED\n", 17);
@@ -224,6 +257,10 @@ static void *serve(void *arg) {
 			close(fd);
 	}
 	return NULL;
+}
+
+void double_use(const char *path) {
+	snprintf(vsock_path, sizeof(vsock_path), "%s", path);
 }
 
 int double_start(const char *folder, uint16_t guest, uint16_t host) {
