@@ -229,7 +229,7 @@ static void requests_are_refused(void **state) {
 	assert_int_equal(get(ROLES "/", token).status, 401);
 }
 
-static void sessions_end(void **state) {
+static void imds_sessions_end(void **state) {
 	char token[128], other[128];
 	resume("clone", "AKID1");
 	get_token("1", token);
@@ -316,7 +316,7 @@ int main(void) {
 		TEST(nothing_is_there_without_a_role),
 		TEST(credentials_are_served),
 		TEST(requests_are_refused),
-		TEST(sessions_end),
+		TEST(imds_sessions_end),
 		TEST(connections_are_kept_and_bounded),
 		TEST(malformed_credentials_are_refused),
 	};
