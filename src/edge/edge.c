@@ -39,7 +39,7 @@ static void on_sweep(uv_timer_t *timer) {
 		connection_sweep(c, now);
 	}
 	upstream_sweep(ed, now, false);
-	if (ed->connection_count == 0 && ed->idle_upstream_count == 0)
+	if (ed->connection_count == 0 && ed->idle_upstream_count == 0 && TAILQ_EMPTY(&ed->ways))
 		uv_timer_stop(timer);
 }
 
@@ -194,6 +194,7 @@ int edge_start(struct engine *en, struct error *e) {
 	ed->references = 1;
 	TAILQ_INIT(&ed->connections);
 	TAILQ_INIT(&ed->idle_upstreams);
+	TAILQ_INIT(&ed->ways);
 	int r = load(ed, e);
 	if (r < 0) {
 		edge_let_go(ed);

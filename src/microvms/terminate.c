@@ -11,7 +11,7 @@
 void microvm_finish(struct microvm *m) {
 	struct error e;
 	microvm_detach(m);
-	microvm_close_route(m);
+	microvm_route_end(m);
 	slot_end(m->en, &m->slot);
 	if (m->folder[0] != '\0' && remove_tree(m->folder, &e) < 0)
 		log_error("microvm.remove", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
