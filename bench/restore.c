@@ -18,7 +18,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#define STAGES 6
+#define STAGES 7
 #define SAMPLES_MAX 10000
 
 struct image {
@@ -34,7 +34,7 @@ struct series {
 	double stages[STAGES][SAMPLES_MAX];
 };
 
-static const char *const stage_names[STAGES] = {"read", "vm", "memory", "devices", "state", "start"};
+static const char *const stage_names[STAGES] = {"read", "vm", "memory", "devices", "state", "prefetch", "start"};
 
 static int make_image(const char *program, int guest, uint32_t memory_mib, const char *command, struct image *ret) {
 	struct vmm v;
@@ -56,12 +56,14 @@ static int make_image(const char *program, int guest, uint32_t memory_mib, const
 	return r;
 }
 
-static void note_stages(struct series *s, const char *text) {
+static int note_stages(struct series *s, const char *text) {
 	unsigned long us[STAGES];
-	if (sscanf(text, "read %lu us, vm %lu us, memory %lu us, devices %lu us, state %lu us, start %lu us", &us[0], &us[1], &us[2],
-		   &us[3], &us[4], &us[5]) == STAGES)
-		for (int i = 0; i < STAGES; i++)
-			s->stages[i][s->count] = (double)us[i];
+	if (sscanf(text, "read %lu us, vm %lu us, memory %lu us, devices %lu us, state %lu us, prefetch %lu us, start %lu us", &us[0],
+		   &us[1], &us[2], &us[3], &us[4], &us[5], &us[6]) != STAGES)
+		return -EPROTO;
+	for (int i = 0; i < STAGES; i++)
+		s->stages[i][s->count] = (double)us[i];
+	return 0;
 }
 
 static int sample(struct series *s, const char *program, const struct image *image) {
@@ -85,11 +87,12 @@ static int sample(struct series *s, const char *program, const struct image *ima
 	if (r == 0 && event.exit != VMM_EXIT_POWEROFF)
 		r = -EPROTO;
 	vmm_end(&v);
+	if (r == 0)
+		r = note_stages(s, reply.text);
 	if (r < 0) {
 		s->failures++;
 		return r;
 	}
-	note_stages(s, reply.text);
 	s->total[s->count] = (double)(done - from) / 1000;
 	s->process[s->count] = (double)(done - from + ready - process) / 1000;
 	s->vmm[s->count] = (double)reply.nanoseconds / 1000;

@@ -16,6 +16,7 @@ struct call {
 	struct exchange *x;
 	struct store_key key;          // whose call it is
 	const char *operation;         // "GetMicrovm"
+	bool classic;                  // errors have the names and members of the service's older API
 	char *labels[CALL_LABELS_MAX]; // decoded, without NUL
 	size_t label_count;
 	struct slice query; // still encoded
@@ -24,6 +25,7 @@ struct call {
 
 // Answers with a JSON object, whose reference it takes.
 void call_answer(struct call *c, int status, json_t *answer);
+void call_answer_nothing(struct call *c); // 204
 // Answers with an error of the service: name in x-amzn-errortype, message in the body, modelled members null. Returns -1.
 int call_fail(struct call *c, int status, const char *name, const char *format, ...) __attribute__((format(printf, 4, 5)));
 // The same for an error that came from elsewhere: e->name is the exception's name, or none for an internal error (which is logged). Returns -1.
@@ -46,6 +48,8 @@ void call_answer_page(struct call *c, json_t *items, const char *next);
 char *call_query(struct call *c, const char *name, bool *failed);
 
 // JSON as the service writes it.
+char *json_as_sent(const json_t *answer); // the text of an answer; NULL: out of memory. The caller frees
+json_t *json_stored(const char *text);    // an object that lies in the store as text; {} for NULL
 json_t *json_time(int64_t ms);            // seconds with milliseconds; null for 0
 json_t *json_text_or_null(const char *s); // null for ""
 // A copy of the member, or null.
@@ -55,8 +59,12 @@ json_t *json_member_or_null(const json_t *o, const char *name);
 void create_image(struct call *c);
 void get_image(struct call *c);
 void list_images(struct call *c);
+void update_image(struct call *c);
 void delete_image(struct call *c);
 void get_version(struct call *c);
+void list_versions(struct call *c);
+void update_version(struct call *c);
+void delete_version(struct call *c);
 void list_builds(struct call *c);
 void get_build(struct call *c);
 void run_microvm(struct call *c);
@@ -66,7 +74,12 @@ void suspend_microvm(struct call *c);
 void resume_microvm(struct call *c);
 void terminate_microvm(struct call *c);
 void create_auth_token(struct call *c);
+void create_shell_auth_token(struct call *c);
 void list_managed_images(struct call *c);
+void list_managed_versions(struct call *c);
+void tag_resource(struct call *c);
+void untag_resource(struct call *c);
+void list_tags(struct call *c);
 
 // The operator's namespace, operator.c. Paths without an operation name; the health check and the certificate need no signature.
 void operator_health(struct call *c);
@@ -77,9 +90,20 @@ void operator_build_stages(struct call *c);
 void operator_microvm_log(struct call *c);
 void operator_microvm_console(struct call *c);
 void operator_microvm_stages(struct call *c);
+void operator_metrics(struct call *c);
+// Whether the request has the bearer token with which the metrics may be read.
+bool has_metrics_token(const struct call *c, const struct http_head *h);
+void operator_session_token(struct call *c);
 void operator_shutdown(struct call *c);
 
 // Shared by the resources.
+// Adds the members of an image version's configuration that its answers echo.
+void add_image_config(json_t *to, const json_t *config);
+json_t *tags_or_null(const char *stored);
+// Tag keys that begin with "aws:" are the service's own. False: failed and answered.
+bool check_tag_keys(struct call *c, const json_t *tags);
+// The part of one of the service's ARNs behind the account; NULL when it is none.
+const char *arn_resource(const char *text);
 // Whether the text is the ARN of an image of the caller's account. False: failed and answered.
 bool is_own_image_arn(struct call *c, const char *text);
 // Finds the image that an ARN names and checks that it is the caller's. False: failed and answered.
@@ -97,10 +121,15 @@ enum connector_kind { CONNECTOR_INGRESS, CONNECTOR_EGRESS };
 bool check_connectors(struct call *c, const json_t *list, enum connector_kind kind);
 json_t *default_connector(struct call *c, const char *name); // a list of the one
 
-// Idempotent creation, idempotency.c: while held, no other call with the same client token runs.
+// Idempotency, idempotency.c. Begin once the body is checked: true when the call is to be carried out; false when it was before, and is answered as
+// it was then (with `status`), or refused. `token` goes with the record that the call makes. While held, no other call with the same token runs.
 struct token_lock;
-struct token_lock *token_lock(const char *account, const char *token);
-void token_unlock(struct token_lock **l);
-#define cleanup_token_lock __attribute__((cleanup(token_unlock))) struct token_lock
-// A digest of the request without its token.
-void request_digest(const struct call *c, char to[static 65]);
+struct idempotency {
+	struct token_lock *lock;
+	char digest[STORE_DIGEST];
+	struct store_token record;
+	struct store_token *token; // NULL: the call has none
+};
+bool idempotency_begin(struct call *c, int status, struct idempotency *ret);
+void idempotency_end(struct idempotency *i);
+#define cleanup_idempotency __attribute__((cleanup(idempotency_end))) struct idempotency

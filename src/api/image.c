@@ -1,4 +1,4 @@
-// Images: CreateMicrovmImage, GetMicrovmImage, ListMicrovmImages, DeleteMicrovmImage (spec sections 1.4 and 2.1).
+// Images: CreateMicrovmImage, UpdateMicrovmImage, GetMicrovmImage, ListMicrovmImages, DeleteMicrovmImage (spec sections 1.4 and 2.1).
 #include "api/call.h"
 #include "base/cleanup.h"
 #include "images/images.h"
@@ -120,42 +120,58 @@ static bool check_egress(struct call *c, json_t *config) {
 
 // Answers -----------------------------------------------------------------------------------------------------------------------------
 
-static json_t *parse(const char *text) {
-	json_t *o = text == NULL ? NULL : json_loads(text, 0, NULL);
-	return o == NULL ? json_object() : o;
-}
-
-static void add_echo(json_t *to, const json_t *config) {
+void add_image_config(json_t *to, const json_t *config) {
 	for (size_t i = 0; echoed[i] != NULL; i++)
 		json_object_set_new(to, echoed[i], json_member_or_null(config, echoed[i]));
 }
 
-static json_t *tags_or_null(const char *text) {
-	json_t *tags = parse(text);
+json_t *tags_or_null(const char *stored) {
+	json_t *tags = json_stored(stored);
 	if (json_object_size(tags) > 0)
 		return tags;
 	json_decref(tags);
 	return json_null();
 }
 
-// The answer to the create call as it was when the image was made, whenever it is asked for again.
-static void answer_create(struct call *c, const struct store_image *i, const struct store_version *v) {
-	cleanup_json json_t *config = parse(v->config);
+// The answer to both create and update, as things were when the version was recorded.
+static json_t *build_answer(const struct store_image *i, const struct store_version *v) {
+	cleanup_json json_t *config = json_stored(v->config);
 	json_t *o = json_object();
-	add_echo(o, config);
+	add_image_config(o, config);
 	json_object_set_new(o, "imageArn", json_string(i->arn));
 	json_object_set_new(o, "name", json_string(i->name));
-	json_object_set_new(o, "state", json_string("CREATING"));
+	json_object_set_new(o, "state", json_string(i->state));
 	json_object_set_new(o, "createdAt", json_time(i->created_ms));
 	json_object_set_new(o, "imageVersion", json_string(v->version));
-	json_object_set_new(o, "latestActiveImageVersion", json_null());
-	json_object_set_new(o, "latestFailedImageVersion", json_null());
-	json_object_set_new(o, "updatedAt", json_null());
-	json_object_set_new(o, "tags", tags_or_null(i->tags));
+	json_object_set_new(o, "latestActiveImageVersion", json_text_or_null(i->latest_active_version));
+	json_object_set_new(o, "latestFailedImageVersion", json_text_or_null(i->latest_failed_version));
 	json_object_set_new(o, "id", json_string(i->uuid));
 	json_object_set_new(o, "buildPhaseOverrides", json_null());
 	json_object_set_new(o, "roleConfiguration", json_null());
-	call_answer(c, 201, o);
+	return o;
+}
+
+static json_t *create_answer(const struct store_image *i, const struct store_version *v) {
+	json_t *o = build_answer(i, v);
+	json_object_set_new(o, "updatedAt", json_null());
+	json_object_set_new(o, "tags", tags_or_null(i->tags));
+	return o;
+}
+
+static json_t *update_answer(const struct store_image *i, const struct store_version *v) {
+	json_t *o = build_answer(i, v);
+	json_object_set_new(o, "updatedAt", json_time(i->updated_ms));
+	return o;
+}
+
+static char *create_text(const struct store_image *i, const struct store_version *v) {
+	cleanup_json json_t *answer = create_answer(i, v);
+	return json_as_sent(answer);
+}
+
+static char *update_text(const struct store_image *i, const struct store_version *v) {
+	cleanup_json json_t *answer = update_answer(i, v);
+	return json_as_sent(answer);
 }
 
 static json_t *image_item(const struct store_image *i) {
@@ -172,32 +188,6 @@ static json_t *image_item(const struct store_image *i) {
 
 // Operations --------------------------------------------------------------------------------------------------------------------------
 
-// True when the token was used before, and the call is answered.
-static bool replay(struct call *c, const char *token, const char *digest) {
-	struct store_version v;
-	struct store_image i;
-	struct error e = {0};
-	int r = store_get_version_by_token(c->en->store, c->key.account, token, &v, &e);
-	if (r == -ENOENT)
-		return false;
-	if (r < 0) {
-		call_fail_with(c, &e);
-		return true;
-	}
-	cleanup_json json_t *config = parse(v.config);
-	const char *before = json_string_value(json_object_get(config, "requestDigest"));
-	if (before == NULL || strcmp(before, digest) != 0) {
-		call_fail(c, 409, "ConflictException", "The client token was used before with other parameters");
-	} else if (store_get_image(c->en->store, v.image_uuid, &i, &e) < 0) {
-		call_fail_with(c, &e);
-	} else {
-		answer_create(c, &i, &v);
-		store_image_clear(&i);
-	}
-	store_version_clear(&v);
-	return true;
-}
-
 static json_t *make_config(struct call *c) {
 	json_t *config = json_object();
 	for (size_t i = 0; echoed[i] != NULL; i++) {
@@ -213,43 +203,70 @@ static json_t *make_config(struct call *c) {
 }
 
 void create_image(struct call *c) {
-	if (!call_check_body(c, &shape_create_image))
+	cleanup_idempotency once = {.lock = NULL};
+	if (!call_check_body(c, &shape_create_image) || !idempotency_begin(c, 201, &once))
 		return;
-	const char *name = json_string_value(json_object_get(c->body, "name"));
-	const char *token = json_string_value(json_object_get(c->body, "clientToken"));
-	char digest[65];
-	request_digest(c, digest);
-	cleanup_token_lock *lock = token_lock(c->key.account, token);
-	if (token != NULL && replay(c, token, digest))
+	const json_t *tags = json_object_get(c->body, "tags");
+	if (!check_tag_keys(c, tags))
 		return;
 	cleanup_json json_t *config = make_config(c);
 	if (config == NULL)
 		return;
-	if (token != NULL) {
-		json_object_set_new(config, "clientToken", json_string(token));
-		json_object_set_new(config, "requestDigest", json_string(digest));
-	}
-	const json_t *tags = json_object_get(c->body, "tags");
 	cleanup_free char *config_text = json_dumps(config, JSON_COMPACT);
 	cleanup_free char *tags_text = json_is_object(tags) ? json_dumps(tags, JSON_COMPACT) : strdup("{}");
-	struct store_image i;
-	struct store_version v;
-	struct error e = {0};
 	if (config_text == NULL || tags_text == NULL) {
 		call_fail(c, 500, "InternalServerException", "out of memory");
 		return;
 	}
-	int r = image_create(c->en, c->key.account, name, config_text, tags_text, &i, &v, &e);
-	if (r == -EEXIST) {
-		call_fail(c, 400, "ValidationException", "A MicroVM image with the name '%s' already exists in this account", name);
-	} else if (r < 0) {
+	const struct image_request request = {.account = c->key.account,
+					      .name = json_string_value(json_object_get(c->body, "name")),
+					      .tags_json = tags_text,
+					      .config_json = config_text,
+					      .token = once.token,
+					      .answer = create_text};
+	struct store_image i;
+	struct store_version v;
+	struct error e = {0};
+	if (image_create(c->en, &request, &i, &v, &e) < 0) {
 		call_fail_with(c, &e);
-	} else {
-		answer_create(c, &i, &v);
-		store_image_clear(&i);
-		store_version_clear(&v);
+		return;
 	}
-	(void)lock;
+	call_answer(c, 201, create_answer(&i, &v));
+	store_image_clear(&i);
+	store_version_clear(&v);
+}
+
+static void update(struct call *c, const struct store_image *image, struct store_token *token) {
+	cleanup_json json_t *config = make_config(c);
+	if (config == NULL)
+		return;
+	cleanup_free char *config_text = json_dumps(config, JSON_COMPACT);
+	if (config_text == NULL) {
+		call_fail(c, 500, "InternalServerException", "out of memory");
+		return;
+	}
+	const struct image_request request = {.config_json = config_text, .token = token, .answer = update_text};
+	struct store_image i;
+	struct store_version v;
+	struct error e = {0};
+	if (image_update(c->en, image, &request, &i, &v, &e) < 0) {
+		call_fail_with(c, &e);
+		return;
+	}
+	call_answer(c, 200, update_answer(&i, &v));
+	store_image_clear(&i);
+	store_version_clear(&v);
+}
+
+void update_image(struct call *c) {
+	cleanup_idempotency once = {.lock = NULL};
+	struct store_image image;
+	// A token that was used is answered even when the image is gone; only whose it is must be clear.
+	if (!call_check_body(c, &shape_update_image) || !is_own_image_arn(c, c->labels[0]) || !idempotency_begin(c, 200, &once) ||
+	    !find_image(c, c->labels[0], &image))
+		return;
+	update(c, &image, once.token);
+	store_image_clear(&image);
 }
 
 void get_image(struct call *c) {
@@ -258,7 +275,7 @@ void get_image(struct call *c) {
 		return;
 	json_t *o = image_item(&i);
 	json_object_set_new(o, "updatedAt", json_time(i.updated_ms));
-	json_object_set_new(o, "tags", parse(i.tags));
+	json_object_set_new(o, "tags", json_stored(i.tags));
 	store_image_clear(&i);
 	call_answer(c, 200, o);
 }
@@ -300,39 +317,9 @@ void delete_image(struct call *c) {
 	struct error e = {0};
 	if (!find_image(c, c->labels[0], &i))
 		return;
-	store_image_clear(&i);
-	if (image_delete(c->en, c->labels[0], &e) < 0)
+	if (image_delete(c->en, &i, &e) < 0)
 		call_fail_with(c, &e);
 	else
 		call_answer(c, 200, json_pack("{s:s, s:s}", "imageIdentifier", c->labels[0], "state", "DELETING"));
-}
-
-// Versions: GetMicrovmImageVersion ------------------------------------------------------------------------------------------------------
-
-void get_version(struct call *c) {
-	struct store_image i;
-	struct store_version v;
-	if (!find_image(c, c->labels[0], &i))
-		return;
-	if (find_version(c, &i, c->labels[1], &v)) {
-		cleanup_json json_t *config = parse(v.config);
-		json_t *o = json_object();
-		char hour[16];
-		time_t changed = (time_t)((v.updated_ms == 0 ? v.created_ms : v.updated_ms) / 1000);
-		struct tm tm;
-		strftime(hour, sizeof(hour), "%y%m%d%H", gmtime_r(&changed, &tm));
-		add_echo(o, config);
-		json_object_set_new(o, "imageArn", json_string(i.arn));
-		json_object_set_new(o, "imageVersion", json_string(v.version));
-		json_object_set_new(o, "state", json_string(v.state));
-		json_object_set_new(o, "status", json_string(v.status));
-		json_object_set_new(o, "createdAt", json_time(v.created_ms));
-		json_object_set_new(o, "updatedAt", json_time(v.updated_ms));
-		json_object_set_new(o, "stateReason", json_text_or_null(v.state_reason));
-		json_object_set_new(o, "tags", tags_or_null(i.tags));
-		json_object_set_new(o, "versionStateTimeBucket", json_sprintf("%s#%s", v.state, hour));
-		store_version_clear(&v);
-		call_answer(c, 200, o);
-	}
 	store_image_clear(&i);
 }

@@ -1,4 +1,5 @@
-// ListManagedMicrovmImages: the base images that Stasis provides, and the service's own name for the default one.
+// ListManagedMicrovmImages, ListManagedMicrovmImageVersions: the base images that Stasis provides, and the service's own name for the default
+// one. There is one version of each, the newest: what an image was built from lies in its snapshot.
 #include "api/call.h"
 #include "images/images.h"
 
@@ -32,4 +33,24 @@ void list_managed_images(struct call *c) {
 				add(c, items, "al2023-1", list[k].created_ms);
 	}
 	call_answer_page(c, items, next);
+}
+
+void list_managed_versions(struct call *c) {
+	struct call_page page;
+	char arn[ARN_MAX];
+	const char *resource = arn_resource(c->labels[0]);
+	if (resource == NULL || strncmp(resource, "microvm-image:", 14) != 0) {
+		call_fail(c, 400, "ValidationException", "Invalid ARN format: %.256s", c->labels[0]);
+		return;
+	}
+	const struct base_image *base = find_base_image(c->en, c->labels[0], arn);
+	if (base == NULL) {
+		call_not_found(c, "MicroVMImage not found for MicroVMImageID: %.256s", c->labels[0]);
+		return;
+	}
+	if (!call_page(c, &page))
+		return;
+	json_t *items = json_pack("[{s:s, s:s, s:o, s:s, s:o}]", "imageArn", arn, "imageVersion", base->version, "createdAt",
+				  json_time(base->created_ms), "status", "AVAILABLE", "updatedAt", json_time(base->created_ms));
+	call_answer_page(c, items, "");
 }

@@ -6,11 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static json_t *parse(const char *text) {
-	json_t *o = text == NULL ? NULL : json_loads(text, 0, NULL);
-	return o == NULL ? json_object() : o;
-}
-
 // Answers -----------------------------------------------------------------------------------------------------------------------------
 
 // A bare host name, with the port where it is not HTTPS's own.
@@ -30,13 +25,13 @@ static json_t *microvm_item(const struct store_microvm *m) {
 	return o;
 }
 
-static void answer_microvm(struct call *c, const struct store_microvm *m) {
-	cleanup_json json_t *config = parse(m->config);
+static json_t *microvm_answer(const struct engine *en, const struct store_microvm *m) {
+	cleanup_json json_t *config = json_stored(m->config);
 	json_t *o = microvm_item(m), *policy = json_null();
 	if (m->has_idle_policy)
 		policy = json_pack("{s:I, s:I, s:b}", "maxIdleDurationSeconds", (json_int_t)m->max_idle_s, "suspendedDurationSeconds",
 				   (json_int_t)m->suspended_s, "autoResumeEnabled", (int)m->auto_resume);
-	json_object_set_new(o, "endpoint", endpoint_name(&c->en->config, m->endpoint));
+	json_object_set_new(o, "endpoint", endpoint_name(&en->config, m->endpoint));
 	json_object_set_new(o, "maximumDurationInSeconds", json_integer(m->maximum_duration_s));
 	json_object_set_new(o, "executionRoleArn", json_member_or_null(config, "executionRoleArn"));
 	json_object_set_new(o, "idlePolicy", policy);
@@ -45,78 +40,21 @@ static void answer_microvm(struct call *c, const struct store_microvm *m) {
 	json_object_set_new(o, "ingressNetworkConnectors", json_member_or_null(config, "ingressNetworkConnectors"));
 	json_object_set_new(o, "egressNetworkConnectors", json_member_or_null(config, "egressNetworkConnectors"));
 	json_object_set_new(o, "terminationReasonCode", json_null());
-	call_answer(c, 200, o);
+	return o;
 }
 
-// The answer to the run call as it was, whatever became of the microVM since.
-static void answer_run(struct call *c, struct store_microvm *m) {
-	snprintf(m->state, sizeof(m->state), "PENDING");
-	m->state_reason[0] = '\0';
-	m->terminated_ms = 0;
-	answer_microvm(c, m);
+static char *run_text(struct engine *en, const struct store_microvm *m) {
+	cleanup_json json_t *answer = microvm_answer(en, m);
+	return json_as_sent(answer);
 }
 
 // Run ---------------------------------------------------------------------------------------------------------------------------------
 
-static bool replay(struct call *c, const char *token, const char *digest) {
-	struct store_microvm m;
-	struct error e = {0};
-	int r = store_get_microvm_by_token(c->en->store, c->key.account, token, &m, &e);
-	if (r == -ENOENT)
-		return false;
-	if (r < 0) {
-		call_fail_with(c, &e);
-		return true;
-	}
-	cleanup_json json_t *config = parse(m.config);
-	const char *before = json_string_value(json_object_get(config, "requestDigest"));
-	if (before == NULL || strcmp(before, digest) != 0)
-		call_fail(c, 409, "ConflictException", "The client token was used before with other parameters");
-	else
-		answer_run(c, &m);
-	store_microvm_clear(&m);
-	return true;
-}
-
-static bool is_usable(const struct store_version *v) {
-	return strcmp(v->state, "SUCCESSFUL") == 0 && strcmp(v->status, "ACTIVE") == 0;
-}
-
-static int take_usable(const struct store_version *v, void *arg) {
-	char *version = arg;
-	if (!is_usable(v))
-		return 0;
-	snprintf(version, VERSION_TEXT, "%s", v->version);
-	return 1;
-}
-
-// The version that the call names, or the newest usable one.
-static int choose_version(struct call *c, const struct store_image *i, const char *wanted, struct store_version *ret, struct error *e) {
-	char version[VERSION_TEXT] = "", next[STORE_CURSOR_MAX];
-	if (wanted != NULL) {
-		normalise_version(wanted, version);
-	} else {
-		int r = store_list_versions(c->en->store, i->uuid, NULL, 10000, take_usable, version, next, e);
-		if (r < 0)
-			return r;
-	}
-	int r = store_get_version(c->en->store, i->uuid, version, ret, e);
-	if (r < 0 || is_usable(ret))
-		return r;
-	store_version_clear(ret);
-	return -ENOENT;
-}
-
+// The version that the call names, or the newest usable one. Whether it still can be launched is seen when the microVM is recorded.
 static bool find_usable(struct call *c, struct store_image *image, struct store_version *version) {
 	const char *arn = json_string_value(json_object_get(c->body, "imageIdentifier"));
 	const char *wanted = json_string_value(json_object_get(c->body, "imageVersion"));
 	struct error e = {0};
-	if (strncmp(arn, "arn:", 4) != 0) {
-		call_fail(c, 400, "ValidationException", "Malformed ARN - doesn't start with 'arn:'");
-		return false;
-	}
-	if (!is_own_image_arn(c, arn))
-		return false;
 	// A missing image is reported in other words here than elsewhere.
 	int r = store_get_image_by_arn(c->en->store, arn, image, &e);
 	if (r == -ENOENT) {
@@ -124,7 +62,15 @@ static bool find_usable(struct call *c, struct store_image *image, struct store_
 		return false;
 	}
 	if (r >= 0) {
-		r = choose_version(c, image, wanted, version, &e);
+		char chosen[VERSION_TEXT];
+		memcpy(chosen, image->latest_active_version, sizeof(chosen));
+		if (wanted != NULL)
+			normalise_version(wanted, chosen);
+		r = store_get_version(c->en->store, image->uuid, chosen, version, &e);
+		if (r == 0 && (strcmp(version->state, "SUCCESSFUL") != 0 || strcmp(version->status, "ACTIVE") != 0)) {
+			store_version_clear(version);
+			r = -ENOENT;
+		}
 		if (r < 0)
 			store_image_clear(image);
 	}
@@ -137,19 +83,19 @@ static bool find_usable(struct call *c, struct store_image *image, struct store_
 }
 
 static bool has_run_hook(const struct store_version *v) {
-	cleanup_json json_t *config = parse(v->config);
+	cleanup_json json_t *config = json_stored(v->config);
 	const char *run = json_string_value(json_object_get(json_object_get(json_object_get(config, "hooks"), "microvmHooks"), "run"));
 	return run != NULL && strcmp(run, "ENABLED") == 0;
 }
 
-// What GetMicrovm echoes, and the token. NULL: the call has failed.
-static json_t *make_config(struct call *c, const struct store_version *v, const char *token, const char *digest) {
+// What GetMicrovm echoes. NULL: the call has failed.
+static json_t *make_config(struct call *c, const struct store_version *v) {
 	const json_t *ingress = json_object_get(c->body, "ingressNetworkConnectors"),
 		     *egress = json_object_get(c->body, "egressNetworkConnectors");
 	if (!check_connectors(c, ingress, CONNECTOR_INGRESS) || !check_connectors(c, egress, CONNECTOR_EGRESS))
 		return NULL;
 	json_t *config = json_object();
-	cleanup_json json_t *of_image = parse(v->config);
+	cleanup_json json_t *of_image = json_stored(v->config);
 	if (json_array_size(ingress) > 0)
 		json_object_set_new(config, "ingressNetworkConnectors", json_deep_copy(ingress));
 	else
@@ -164,22 +110,17 @@ static json_t *make_config(struct call *c, const struct store_version *v, const 
 		if (member != NULL && !json_is_null(member))
 			json_object_set(config, name, member);
 	}
-	if (token != NULL) {
-		json_object_set_new(config, "clientToken", json_string(token));
-		json_object_set_new(config, "requestDigest", json_string(digest));
-	}
 	return config;
 }
 
-static void run_version(struct call *c, const struct store_image *image, const struct store_version *version, const char *token,
-			const char *digest) {
+static void run_version(struct call *c, const struct store_image *image, const struct store_version *version, struct store_token *token) {
 	const json_t *policy = json_object_get(c->body, "idlePolicy"), *maximum = json_object_get(c->body, "maximumDurationInSeconds");
 	const char *payload = json_string_value(json_object_get(c->body, "runHookPayload"));
 	if (payload != NULL && !has_run_hook(version)) {
 		call_fail(c, 400, "ValidationException", "The run hook must be enabled in the MicroVM image to pass the run hook payload");
 		return;
 	}
-	cleanup_json json_t *config = make_config(c, version, token, digest);
+	cleanup_json json_t *config = make_config(c, version);
 	if (config == NULL)
 		return;
 	cleanup_free char *config_text = json_dumps(config, JSON_COMPACT);
@@ -198,6 +139,8 @@ static void run_version(struct call *c, const struct store_image *image, const s
 		.auto_resume = json_is_true(json_object_get(policy, "autoResumeEnabled")),
 		.run_hook_payload = payload,
 		.config = config_text,
+		.token = token,
+		.answer = run_text,
 	};
 	struct store_microvm m;
 	struct error e = {0};
@@ -205,27 +148,28 @@ static void run_version(struct call *c, const struct store_image *image, const s
 		call_fail_with(c, &e);
 		return;
 	}
-	answer_run(c, &m);
+	call_answer(c, 200, microvm_answer(c->en, &m));
 	store_microvm_clear(&m);
 }
 
+// Before anything else is said about it: that the image is named as it must be, and whose it is.
+static bool is_permitted(struct call *c) {
+	const char *arn = json_string_value(json_object_get(c->body, "imageIdentifier"));
+	if (strncmp(arn, "arn:", 4) == 0)
+		return is_own_image_arn(c, arn);
+	call_fail(c, 400, "ValidationException", "Malformed ARN - doesn't start with 'arn:'");
+	return false;
+}
+
 void run_microvm(struct call *c) {
-	if (!call_check_body(c, &shape_run))
-		return;
-	const char *token = json_string_value(json_object_get(c->body, "clientToken"));
-	char digest[65];
-	request_digest(c, digest);
-	cleanup_token_lock *lock = token_lock(c->key.account, token);
-	if (token != NULL && replay(c, token, digest))
-		return;
+	cleanup_idempotency once = {.lock = NULL};
 	struct store_image image;
 	struct store_version version;
-	if (!find_usable(c, &image, &version))
+	if (!call_check_body(c, &shape_run) || !is_permitted(c) || !idempotency_begin(c, 200, &once) || !find_usable(c, &image, &version))
 		return;
-	run_version(c, &image, &version, token, digest);
+	run_version(c, &image, &version, once.token);
 	store_image_clear(&image);
 	store_version_clear(&version);
-	(void)lock;
 }
 
 // Get, list ---------------------------------------------------------------------------------------------------------------------------
@@ -234,7 +178,7 @@ void get_microvm(struct call *c) {
 	struct store_microvm m;
 	if (!find_microvm(c, c->labels[0], &m))
 		return;
-	answer_microvm(c, &m);
+	call_answer(c, 200, microvm_answer(c->en, &m));
 	store_microvm_clear(&m);
 }
 

@@ -36,17 +36,31 @@ static bool parse_arn(const char *text, struct arn *ret) {
 	return true;
 }
 
+const char *arn_resource(const char *text) {
+	struct arn arn;
+	return parse_arn(text, &arn) ? arn.resource : NULL;
+}
+
+static void deny(struct call *c, const char *resource) {
+	call_fail(c, 403, "AccessDeniedException", "User: arn:aws:iam::%s:root is not authorized to perform: lambda:%s on resource: %.300s",
+		  c->key.account, c->operation, resource);
+}
+
 bool is_own_image_arn(struct call *c, const char *text) {
 	struct arn arn;
-	if (!parse_arn(text, &arn) || strncmp(arn.resource, "microvm-image:", 14) != 0 || !is_image_name(arn.resource + 14) ||
-	    strlen(text) >= ARN_MAX) {
+	bool fine = parse_arn(text, &arn);
+	// With a slash it names no resource of the service, and nobody may do anything with those.
+	if (fine && strncmp(arn.resource, "microvm-image/", 14) == 0) {
+		deny(c, text);
+		return false;
+	}
+	if (!fine || strncmp(arn.resource, "microvm-image:", 14) != 0 || !is_image_name(arn.resource + 14) ||
+	    strlen(arn.resource + 14) >= NAME_MAX_BYTES || strlen(text) >= ARN_MAX) {
 		call_fail(c, 400, "ValidationException", "Invalid ARN format: %.256s", text);
 		return false;
 	}
 	if (strcmp(arn.account, c->key.account) != 0) {
-		call_fail(c, 403, "AccessDeniedException",
-			  "User: arn:aws:iam::%s:root is not authorized to perform: lambda:%s on resource: %s", c->key.account,
-			  c->operation, text);
+		deny(c, text);
 		return false;
 	}
 	return true;

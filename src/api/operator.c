@@ -3,11 +3,14 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "edge/edge.h"
+#include "stasisd/metrics.h"
 
 #include <fcntl.h>
+#include <openssl/crypto.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 #define LOG_PIECE (256u << 10) // bytes of a log in one answer
@@ -58,6 +61,55 @@ void operator_shutdown(struct call *c) {
 	call_answer(c, 200, json_object());
 	// The same as a service manager's request to stop: stasisd suspends what runs, and ends.
 	kill(getpid(), SIGTERM);
+}
+
+// Metrics: signed like other calls, or, since Prometheus cannot sign, with a token of the configuration's.
+
+bool has_metrics_token(const struct call *c, const struct http_head *h) {
+	static const char scheme[] = "Bearer ";
+	const char *token = c->en->config.metrics_token;
+	const struct http_header *given = http_find(h, "authorization");
+	size_t size = strlen(token), n = sizeof(scheme) - 1;
+	return size > 0 && given != NULL && given->value.size == n + size && strncasecmp(given->value.data, scheme, n) == 0 &&
+	       CRYPTO_memcmp(given->value.data + n, token, size) == 0;
+}
+
+static void put_states(FILE *f, const struct store_counts *n) {
+	const struct {
+		const char *state;
+		long long count;
+	} states[] = {{"pending", n->microvms_pending},
+		      {"running", n->microvms_running},
+		      {"suspended", n->microvms_suspended},
+		      {"changing", n->microvms_other}};
+	fprintf(f, "# HELP stasis_microvms microVMs by state.\n# TYPE stasis_microvms gauge\n");
+	for (size_t i = 0; i < sizeof(states) / sizeof(states[0]); i++)
+		fprintf(f, "stasis_microvms{state=\"%s\"} %lld\n", states[i].state, states[i].count);
+	fprintf(f, "# HELP stasis_uptime_seconds Since stasisd started.\n# TYPE stasis_uptime_seconds gauge\nstasis_uptime_seconds %llu\n",
+		(unsigned long long)((monotonic_ns() - process_started_ns()) / 1000000000u));
+}
+
+void operator_metrics(struct call *c) {
+	struct store_counts n;
+	struct error e = {0};
+	size_t size = 0, states_size = 0;
+	if (store_count(c->en->store, &n, &e) < 0) {
+		call_fail_with(c, &e);
+		return;
+	}
+	cleanup_free char *text = metrics_text(&size);
+	cleanup_free char *states = NULL;
+	FILE *f = text != NULL ? open_memstream(&states, &states_size) : NULL;
+	if (f != NULL) {
+		put_states(f, &n);
+		fwrite(text, 1, size, f);
+	}
+	if (f == NULL || fclose(f) != 0) {
+		call_fail(c, 500, "InternalServerException", "out of memory");
+		return;
+	}
+	exchange_header(c->x, "content-type", "text/plain; version=0.0.4; charset=utf-8");
+	exchange_reply(c->x, 200, states, states_size);
 }
 
 // Logs --------------------------------------------------------------------------------------------------------------------------------

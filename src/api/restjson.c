@@ -24,10 +24,14 @@
 
 // Answers ---------------------------------------------------------------------------------------------------------------------------
 
+char *json_as_sent(const json_t *answer) {
+	return json_dumps(answer, JSON_COMPACT | JSON_REAL_PRECISION(13));
+}
+
 static void send_json(struct call *c, int status, const json_t *answer) {
 	exchange_header(c->x, "content-type", "application/json");
 	exchange_header(c->x, "x-amzn-requestid", "%s", exchange_id(c->x));
-	cleanup_free char *text = json_dumps(answer, JSON_COMPACT | JSON_REAL_PRECISION(13));
+	cleanup_free char *text = json_as_sent(answer);
 	if (text == NULL)
 		exchange_reply(c->x, 500, "{\"message\":null}", 16);
 	else
@@ -39,16 +43,37 @@ void call_answer(struct call *c, int status, json_t *answer) {
 	send_json(c, status, owned);
 }
 
+void call_answer_nothing(struct call *c) {
+	exchange_header(c->x, "x-amzn-requestid", "%s", exchange_id(c->x));
+	exchange_reply(c->x, 204, NULL, 0);
+}
+
+// The names of errors in the older part of the service's API, which the tag operations belong to (spec section 1.3).
+static const char *classic_name(const char *name) {
+	static const char *const pairs[][2] = {
+		{"ValidationException", "InvalidParameterValueException"}, {"SerializationException", "InvalidParameterValueException"},
+		{"ConflictException", "ResourceConflictException"},        {"ThrottlingException", "TooManyRequestsException"},
+		{"InternalServerException", "ServiceException"},
+	};
+	for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++)
+		if (strcmp(pairs[i][0], name) == 0)
+			return pairs[i][1];
+	return name;
+}
+
 static void send_error(struct call *c, int status, const char *name, const char *message) {
 	cleanup_json json_t *body = json_object();
 	// A message may quote what a stranger sent, cut somewhere: then it is better missing than not JSON.
 	json_t *text = json_string(message);
 	json_object_set_new(body, "message", text == NULL ? json_null() : text);
-	if (status == 404 || status == 409 || status == 402) {
+	if (c->classic) {
+		name = classic_name(name);
+		json_object_set_new(body, "Type", json_string(status < 500 ? "User" : "Service"));
+	} else if (status == 404 || status == 409 || status == 402) {
 		json_object_set_new(body, "resourceType", json_null());
 		json_object_set_new(body, "resourceId", json_null());
 	}
-	if (status == 402 || status == 429) {
+	if (!c->classic && (status == 402 || status == 429)) {
 		json_object_set_new(body, "serviceCode", json_null());
 		json_object_set_new(body, "quotaCode", json_null());
 	}
@@ -95,6 +120,11 @@ int call_fail_with(struct call *c, const struct error *e) {
 			return call_fail(c, known[i].status, e->name, "%s", e->message);
 	log_error("api.failed", LOG_S("operation", c->operation), LOG_S("message", e->message), LOG_S("requestId", exchange_id(c->x)));
 	return call_fail(c, 500, "InternalServerException", "%s", e->message);
+}
+
+json_t *json_stored(const char *text) {
+	json_t *o = text == NULL ? NULL : json_loads(text, 0, NULL);
+	return o == NULL ? json_object() : o;
 }
 
 json_t *json_time(int64_t ms) {
@@ -267,17 +297,24 @@ struct route {
 };
 
 #define IMAGES "/2025-09-09/microvm-images"
+#define MANAGED "/2025-09-09/managed-microvm-images"
 #define MICROVMS "/2025-09-09/microvms"
+#define TAGS "/2017-03-31/tags"
 
 static const struct route routes[] = {
 	{"POST", IMAGES, "CreateMicrovmImage", create_image, false},
 	{"GET", IMAGES, "ListMicrovmImages", list_images, false},
 	{"GET", IMAGES "/{}", "GetMicrovmImage", get_image, false},
+	{"PUT", IMAGES "/{}", "UpdateMicrovmImage", update_image, false},
 	{"DELETE", IMAGES "/{}", "DeleteMicrovmImage", delete_image, false},
+	{"GET", IMAGES "/{}/versions", "ListMicrovmImageVersions", list_versions, false},
 	{"GET", IMAGES "/{}/versions/{}", "GetMicrovmImageVersion", get_version, false},
+	{"PATCH", IMAGES "/{}/versions/{}", "UpdateMicrovmImageVersion", update_version, false},
+	{"DELETE", IMAGES "/{}/versions/{}", "DeleteMicrovmImageVersion", delete_version, false},
 	{"GET", IMAGES "/{}/versions/{}/builds", "ListMicrovmImageBuilds", list_builds, false},
 	{"GET", IMAGES "/{}/versions/{}/builds/{}", "GetMicrovmImageBuild", get_build, false},
-	{"GET", "/2025-09-09/managed-microvm-images", "ListManagedMicrovmImages", list_managed_images, false},
+	{"GET", MANAGED, "ListManagedMicrovmImages", list_managed_images, false},
+	{"GET", MANAGED "/{}/versions", "ListManagedMicrovmImageVersions", list_managed_versions, false},
 	{"POST", MICROVMS, "RunMicrovm", run_microvm, false},
 	{"GET", MICROVMS, "ListMicrovms", list_microvms, false},
 	{"GET", MICROVMS "/{}", "GetMicrovm", get_microvm, false},
@@ -285,6 +322,10 @@ static const struct route routes[] = {
 	{"POST", MICROVMS "/{}/resume", "ResumeMicrovm", resume_microvm, false},
 	{"DELETE", MICROVMS "/{}", "TerminateMicrovm", terminate_microvm, false},
 	{"POST", MICROVMS "/{}/auth-token", "CreateMicrovmAuthToken", create_auth_token, false},
+	{"POST", MICROVMS "/{}/shell-auth-token", "CreateMicrovmShellAuthToken", create_shell_auth_token, false},
+	{"POST", TAGS "/{}", "TagResource", tag_resource, false},
+	{"DELETE", TAGS "/{}", "UntagResource", untag_resource, false},
+	{"GET", TAGS "/{}", "ListTags", list_tags, false},
 	{"GET", "/_stasis/health", "health", operator_health, true},
 	{"GET", "/_stasis/ca.pem", "ca.pem", operator_certificate, true},
 	{"GET", "/_stasis/status", "status", operator_status, false},
@@ -293,6 +334,8 @@ static const struct route routes[] = {
 	{"GET", "/_stasis/microvms/{}/log", "log", operator_microvm_log, false},
 	{"GET", "/_stasis/microvms/{}/console", "console", operator_microvm_console, false},
 	{"GET", "/_stasis/microvms/{}/stages", "stages", operator_microvm_stages, false},
+	{"GET", "/_stasis/metrics", "metrics", operator_metrics, false},
+	{"POST", "/_stasis/microvms/{}/session-token", "session token", operator_session_token, false},
 	{"POST", "/_stasis/shutdown", "shutdown", operator_shutdown, false},
 };
 
@@ -448,7 +491,9 @@ static void run_call(struct call *c, const struct http_head *h) {
 	const struct route *route = split_path(path, &segments) ? find_route(h->method, &segments) : NULL;
 	if (route != NULL)
 		c->operation = route->operation;
-	if ((route == NULL || !route->open) && !authenticate(c, h, body))
+	c->classic = route != NULL && strncmp(route->path, TAGS, strlen(TAGS)) == 0;
+	bool open = route != NULL && (route->open || (route->run == operator_metrics && has_metrics_token(c, h)));
+	if (!open && !authenticate(c, h, body))
 		return;
 	if (route == NULL) {
 		call_fail(c, 404, "UnknownOperationException", "Stasis knows no operation %.*s %.*s",

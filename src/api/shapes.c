@@ -1,5 +1,6 @@
 // The shapes of request bodies, as the service's public model states them (spec sections 1.4 to 1.6).
 #include "api/validate.h"
+#include "store/store.h"
 
 #include <string.h>
 
@@ -63,6 +64,8 @@ static bool is_tag_text(const char *s) {
 
 static const char *const enabled_values[] = {"ENABLED", "DISABLED", NULL};
 static const char *const architecture_values[] = {"ARM_64", "X86_64", NULL};
+static const char *const chipset_values[] = {"GRAVITON", "X86_64", NULL};
+static const char *const status_values[] = {"ACTIVE", "INACTIVE", NULL};
 static const char *const capability_values[] = {"ALL", NULL};
 
 static const struct shape any_string = {.kind = SHAPE_STRING};
@@ -99,6 +102,7 @@ static const struct shape image_connectors = {.kind = SHAPE_LIST, .max = 1, .ele
 static const struct shape run_connectors = {.kind = SHAPE_LIST, .max = 10, .element = &not_blank};
 
 static const struct shape architecture = {.kind = SHAPE_STRING, .values = architecture_values};
+static const struct shape chipset = {.kind = SHAPE_STRING, .values = chipset_values};
 static const struct shape cpu_configuration = {.kind = SHAPE_STRUCTURE,
 					       .members = (const struct shape_member[]){{"architecture", &architecture, true}, END}};
 static const struct shape cpu_configurations = {.kind = SHAPE_LIST, .element = &cpu_configuration};
@@ -139,25 +143,40 @@ static const struct shape tag_key = {
 	.kind = SHAPE_STRING, .min = 1, .max = 128, .matches = is_tag_text, .pattern = "([\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]*)"};
 static const struct shape tag_value = {
 	.kind = SHAPE_STRING, .max = 256, .matches = is_tag_text, .pattern = "([\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]*)"};
-static const struct shape tags = {.kind = SHAPE_MAP, .key = &tag_key, .element = &tag_value};
+static const struct shape tag_keys = {.kind = SHAPE_LIST, .min = 1, .element = &tag_key};
+static const struct shape tags = {.kind = SHAPE_MAP, .max = STORE_TAGS_MAX, .key = &tag_key, .element = &tag_value};
 
-const struct shape shape_create_image = {.kind = SHAPE_STRUCTURE,
-					 .members = (const struct shape_member[]){{"name", &image_name, true},
-										  {"baseImageArn", &no_space, true},
-										  {"baseImageVersion", &no_space, false},
-										  {"buildRoleArn", &role_arn, true},
-										  {"codeArtifact", &code_artifact, true},
-										  {"description", &any_string, false},
-										  {"logging", &logging, false},
-										  {"egressNetworkConnectors", &image_connectors, false},
-										  {"cpuConfigurations", &cpu_configurations, false},
-										  {"resources", &resources, false},
-										  {"additionalOsCapabilities", &capabilities, false},
-										  {"hooks", &hooks, false},
-										  {"environmentVariables", &environment, false},
-										  {"tags", &tags, false},
-										  {"clientToken", &client_token, false},
-										  END}};
+// What both creation and update say.
+#define IMAGE_MEMBERS                                                                                                           \
+	{"baseImageArn", &no_space, true}, {"baseImageVersion", &no_space, false}, {"buildRoleArn", &role_arn, true},           \
+		{"codeArtifact", &code_artifact, true}, {"description", &any_string, false}, {"logging", &logging, false},      \
+		{"egressNetworkConnectors", &image_connectors, false}, {"cpuConfigurations", &cpu_configurations, false},       \
+		{"resources", &resources, false}, {"additionalOsCapabilities", &capabilities, false}, {"hooks", &hooks, false}, \
+		{"environmentVariables", &environment, false}, {                                                                \
+		"clientToken", &client_token, false                                                                             \
+	}
+
+const struct shape shape_create_image = {
+	.kind = SHAPE_STRUCTURE,
+	.members = (const struct shape_member[]){{"name", &image_name, true}, IMAGE_MEMBERS, {"tags", &tags, false}, END}};
+
+const struct shape shape_update_image = {.kind = SHAPE_STRUCTURE, .members = (const struct shape_member[]){IMAGE_MEMBERS, END}};
+
+static const struct shape version_status = {.kind = SHAPE_STRING, .values = status_values};
+
+const struct shape shape_update_version = {.kind = SHAPE_STRUCTURE,
+					   .members = (const struct shape_member[]){{"status", &version_status, true}, END}};
+
+const struct shape shape_tag_resource = {.kind = SHAPE_STRUCTURE, .members = (const struct shape_member[]){{"Tags", &tags, true}, END}};
+// The query of UntagResource, as a body would say it.
+const struct shape shape_untag_resource = {.kind = SHAPE_STRUCTURE,
+					   .members = (const struct shape_member[]){{"TagKeys", &tag_keys, true}, END}};
+
+// The filters of ListMicrovmImageBuilds, likewise.
+const struct shape shape_build_filters = {
+	.kind = SHAPE_STRUCTURE,
+	.members = (const struct shape_member[]){
+		{"architecture", &architecture, false}, {"chipset", &chipset, false}, {"chipsetGeneration", &any_string, false}, END}};
 
 static const struct shape run_image = {.kind = SHAPE_STRING, .min = 1, .max = 256};
 static const struct shape idle_duration = {.kind = SHAPE_INTEGER, .min = 60, .max = 28800};
@@ -195,3 +214,6 @@ static const struct shape allowed_ports = {.kind = SHAPE_LIST, .min = 1, .elemen
 const struct shape shape_auth_token = {
 	.kind = SHAPE_STRUCTURE,
 	.members = (const struct shape_member[]){{"expirationInMinutes", &expiration, true}, {"allowedPorts", &allowed_ports, true}, END}};
+
+const struct shape shape_shell_auth_token = {.kind = SHAPE_STRUCTURE,
+					     .members = (const struct shape_member[]){{"expirationInMinutes", &expiration, true}, END}};

@@ -109,8 +109,8 @@ void target_split(struct slice target, struct slice *path, struct slice *query) 
 	*query = mark == NULL ? (struct slice){"", 0} : (struct slice){mark + 1, target.size - path->size - 1};
 }
 
-int query_find(struct slice query, const char *name, char **ret) {
-	const char *at = query.data, *end = query.data + query.size;
+int query_next(struct slice *query, const char *name, char **ret) {
+	const char *at = query->data, *end = query->data + query->size;
 	size_t n = strlen(name);
 	while (at < end) {
 		const char *stop = memchr(at, '&', (size_t)(end - at));
@@ -131,9 +131,15 @@ int query_find(struct slice query, const char *name, char **ret) {
 			}
 			copy[size] = '\0';
 			*ret = copy;
+			const char *rest = stop < end ? stop + 1 : end;
+			*query = (struct slice){rest, (size_t)(end - rest)};
 			return 1;
 		}
 		at = stop + 1;
 	}
 	return 0;
+}
+
+int query_find(struct slice query, const char *name, char **ret) {
+	return query_next(&query, name, ret);
 }

@@ -36,3 +36,5 @@ void target_split(struct slice target, struct slice *path, struct slice *query);
 // Decodes the value of the first query parameter of that name into a fresh string. 1: there is one, 0: none, -EBADMSG: malformed encoding or NUL
 // in it, -ENOMEM. The caller frees *ret.
 int query_find(struct slice query, const char *name, char **ret);
+// The same for parameters that may be repeated: moves *query behind the one that was found.
+int query_next(struct slice *query, const char *name, char **ret);

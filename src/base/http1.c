@@ -26,17 +26,32 @@ static bool host_char(unsigned char c) {
 	       (c != '\0' && strchr("-._~%!$&'()*+,;=:[]", c) != NULL);
 }
 
-static bool is_token(struct slice s) {
+bool slice_is_token(struct slice s) {
 	for (size_t i = 0; i < s.size; i++)
 		if (!token_char[(unsigned char)s.data[i]])
 			return false;
 	return s.size > 0;
 }
 
+// Whether one of eight characters is below 0x20 or 0x7f, or may be: HTAB counts, and so do some neighbours of the true ones.
+static bool may_be_control(const char *p) {
+	const uint64_t ones = 0x0101010101010101u, highs = 0x8080808080808080u;
+	uint64_t v, del;
+	memcpy(&v, p, sizeof(v));
+	del = v ^ (ones * 0x7f);
+	return (((v - ones * 0x20) & ~v) & highs) != 0 || (((del - ones) & ~del) & highs) != 0;
+}
+
 static bool is_text(struct slice s) {
-	for (size_t i = 0; i < s.size; i++)
-		if (!text_char((unsigned char)s.data[i]))
+	size_t i = 0;
+	while (i < s.size) {
+		if (s.size - i >= 8 && !may_be_control(s.data + i))
+			i += 8;
+		else if (text_char((unsigned char)s.data[i]))
+			i++;
+		else
 			return false;
+	}
 	return true;
 }
 
@@ -52,7 +67,7 @@ static bool starts_nocase(struct slice s, const char *prefix) {
 	return s.size >= n && strncasecmp(s.data, prefix, n) == 0;
 }
 
-static struct slice trim(struct slice s) {
+struct slice slice_trim(struct slice s) {
 	while (s.size > 0 && (s.data[0] == ' ' || s.data[0] == '\t'))
 		s = (struct slice){s.data + 1, s.size - 1};
 	while (s.size > 0 && (s.data[s.size - 1] == ' ' || s.data[s.size - 1] == '\t'))
@@ -60,19 +75,22 @@ static struct slice trim(struct slice s) {
 	return s;
 }
 
-bool slice_equals(struct slice s, const char *text) {
-	return s.size == strlen(text) && (s.size == 0 || memcmp(s.data, text, s.size) == 0);
+static unsigned char lower(unsigned char c) {
+	return c >= 'A' && c <= 'Z' ? c | 0x20 : c;
 }
 
-bool slice_equals_nocase(struct slice s, const char *text) {
-	return s.size == strlen(text) && (s.size == 0 || strncasecmp(s.data, text, s.size) == 0);
+bool slice_same_nocase(const char *a, const char *b, size_t size) {
+	for (size_t i = 0; i < size; i++)
+		if (a[i] != b[i] && lower((unsigned char)a[i]) != lower((unsigned char)b[i]))
+			return false;
+	return true;
 }
 
 bool slice_has_token(struct slice list, const char *token) {
 	while (list.size > 0) {
 		const char *comma = memchr(list.data, ',', list.size);
 		size_t n = comma != NULL ? (size_t)(comma - list.data) : list.size;
-		if (slice_equals_nocase(trim((struct slice){list.data, n}), token))
+		if (slice_equals_nocase(slice_trim((struct slice){list.data, n}), token))
 			return true;
 		size_t step = comma != NULL ? n + 1 : n;
 		list = (struct slice){list.data + step, list.size - step};
@@ -144,7 +162,7 @@ static int parse_request_line(struct slice line, struct http_head *h, struct err
 	if (sp == NULL)
 		return error_set(e, -EBADMSG, "HTTP head: the request line has no version");
 	h->target = (struct slice){rest.data, (size_t)(sp - rest.data)};
-	if (!is_token(h->method))
+	if (!slice_is_token(h->method))
 		return error_set(e, -EBADMSG, "HTTP head: the method is not a token");
 	int r = parse_version((struct slice){sp + 1, rest.size - h->target.size - 1}, &h->minor_version, e);
 	return r < 0 ? r : check_target(h->method, h->target, e);
@@ -174,9 +192,9 @@ static int parse_header(struct slice line, struct http_header *ret, struct error
 		return error_set(e, -EBADMSG, "HTTP head: a header line has no colon");
 	ret->name = (struct slice){line.data, (size_t)(colon - line.data)};
 	// Also refuses obs-fold (white space first) and white space before the colon.
-	if (!is_token(ret->name))
+	if (!slice_is_token(ret->name))
 		return error_set(e, -EBADMSG, "HTTP head: a header name is not a token");
-	ret->value = trim((struct slice){colon + 1, line.size - ret->name.size - 1});
+	ret->value = slice_trim((struct slice){colon + 1, line.size - ret->name.size - 1});
 	return is_text(ret->value) ? 0 : error_set(e, -EBADMSG, "HTTP head: a header value has a control character");
 }
 
@@ -214,7 +232,10 @@ static int judge_headers(struct http_head *h, struct error *e) {
 	bool close = false, keep = false, option_upgrade = false, has_upgrade = false, has_length = false, has_encoding = false;
 	for (size_t i = 0; i < h->header_count; i++) {
 		struct slice name = h->headers[i].name, value = h->headers[i].value;
+		if (name.size < 6)
+			continue;
 		if (slice_equals_nocase(name, "connection")) {
+			h->connection = true;
 			close |= slice_has_token(value, "close");
 			keep |= slice_has_token(value, "keep-alive");
 			option_upgrade |= slice_has_token(value, "upgrade");

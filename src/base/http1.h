@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/types.h>
 
 #define HTTP_HEADERS_MAX 100
@@ -23,6 +24,10 @@ struct slice {
 	const char *data;
 	size_t size;
 };
+
+#define SLICE_OF(literal) \
+	{ (literal), sizeof(literal) - 1 } // as an initialiser
+#define SLICE(literal) ((struct slice)SLICE_OF(literal))
 
 struct http_header {
 	struct slice name, value; // value without surrounding white space
@@ -40,6 +45,7 @@ struct http_head {
 	enum http_body_kind body;
 	uint64_t content_length; // HTTP_BODY_LENGTH
 	bool keep_alive;         // the connection may carry another message after this one
+	bool connection;         // there is a Connection header
 	bool upgrade;            // Connection: upgrade with an Upgrade header
 	bool expect_continue;
 };
@@ -56,8 +62,17 @@ ssize_t http_parse_response(const char *data, size_t size, bool to_head, struct 
 // The first header of that name (case-insensitive), or NULL.
 const struct http_header *http_find(const struct http_head *h, const char *name);
 
-bool slice_equals(struct slice s, const char *text);
-bool slice_equals_nocase(struct slice s, const char *text);
+// Inline, so that the length of a literal is known and most comparisons end with it.
+bool slice_same_nocase(const char *a, const char *b, size_t size);
+static inline bool slice_equals(struct slice s, const char *text) {
+	return s.size == strlen(text) && (s.size == 0 || memcmp(s.data, text, s.size) == 0);
+}
+static inline bool slice_equals_nocase(struct slice s, const char *text) {
+	return s.size == strlen(text) && slice_same_nocase(s.data, text, s.size);
+}
+bool slice_is_token(struct slice s); // RFC 9110 section 5.6.2
+// Without white space at its ends.
+struct slice slice_trim(struct slice s);
 // Whether a comma-separated list value contains the token (case-insensitive).
 bool slice_has_token(struct slice list, const char *token);
 

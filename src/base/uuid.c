@@ -1,19 +1,32 @@
 // UUIDs; see uuid.h.
 #include "base/uuid.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 
+void uuid_from_random(const unsigned char bytes[static UUID_BYTES], char to[static UUID_TEXT]) {
+	static const char digits[] = "0123456789abcdef";
+	char *p = to;
+	for (size_t i = 0; i < UUID_BYTES; i++) {
+		unsigned char b = bytes[i];
+		if (i == 6)
+			b = (unsigned char)((b & 0x0f) | 0x40);
+		if (i == 8)
+			b = (unsigned char)((b & 0x3f) | 0x80);
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*p++ = '-';
+		*p++ = digits[b >> 4];
+		*p++ = digits[b & 15];
+	}
+	*p = '\0';
+}
+
 void uuid_new(char to[static UUID_TEXT]) {
-	unsigned char b[16];
+	unsigned char b[UUID_BYTES];
 	if (getrandom(b, sizeof(b), 0) != (ssize_t)sizeof(b))
 		abort();
-	b[6] = (unsigned char)((b[6] & 0x0f) | 0x40);
-	b[8] = (unsigned char)((b[8] & 0x3f) | 0x80);
-	snprintf(to, UUID_TEXT, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3], b[4], b[5],
-		 b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+	uuid_from_random(b, to);
 }
 
 bool uuid_is_valid(const char *s) {

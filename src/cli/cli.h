@@ -118,6 +118,9 @@ int cmd_terminate(struct cli *c, int argc, char **argv);
 int cmd_token(struct cli *c, int argc, char **argv);
 int cmd_curl(struct cli *c, int argc, char **argv);
 int cmd_logs(struct cli *c, int argc, char **argv);
+int cmd_shell(struct cli *c, int argc, char **argv);
+int cmd_exec(struct cli *c, int argc, char **argv);
+int cmd_cp(struct cli *c, int argc, char **argv);
 
 // Option parsing for commands: wraps getopt_long with the common options (--json, --help). `help` is the command's help text.
 struct option;

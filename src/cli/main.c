@@ -26,6 +26,9 @@ static const struct command {
 	{"resume", "wake a microVM", cmd_resume, NULL},
 	{"terminate", "end microVMs for good", cmd_terminate, NULL},
 	{"logs", "print what a microVM's application wrote", cmd_logs, NULL},
+	{"shell", "open a shell in a microVM", cmd_shell, NULL},
+	{"exec", "run a program in a microVM", cmd_exec, NULL},
+	{"cp", "copy files and folders into a microVM or out of it", cmd_cp, NULL},
 	{"token", "make a token for a microVM's endpoint", cmd_token, "Endpoints"},
 	{"curl", "call a microVM's endpoint with a fresh token", cmd_curl, NULL},
 };

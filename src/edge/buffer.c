@@ -7,8 +7,12 @@ struct buffer_link {
 	struct buffer_link *next;
 };
 
+static int class_of(uint32_t capacity) {
+	return capacity == BUFFER_LARGE ? 2 : capacity == BUFFER_SMALL ? 1 : 0;
+}
+
 static void give_back(struct buffer_pool *p, char *data, uint32_t capacity) {
-	int class = capacity == BUFFER_LARGE;
+	int class = class_of(capacity);
 	if (p->count[class] >= BUFFERS_CACHED) {
 		free(data);
 		return;
@@ -20,7 +24,7 @@ static void give_back(struct buffer_pool *p, char *data, uint32_t capacity) {
 }
 
 static char *lend(struct buffer_pool *p, uint32_t capacity) {
-	int class = capacity == BUFFER_LARGE;
+	int class = class_of(capacity);
 	struct buffer_link *l = p->free[class];
 	if (l == NULL)
 		return malloc(capacity);
@@ -30,7 +34,7 @@ static char *lend(struct buffer_pool *p, uint32_t capacity) {
 }
 
 void buffer_pool_clear(struct buffer_pool *p) {
-	for (int class = 0; class < 2; class ++) {
+	for (int class = 0; class < 3; class ++) {
 		for (struct buffer_link *l = p->free[class], *next; l != NULL; l = next) {
 			next = l->next;
 			free(l);

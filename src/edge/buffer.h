@@ -1,5 +1,5 @@
-// Buffers of two sizes, lent from a pool: a connection holds memory only while bytes wait in it, and never more than a fixed number of
-// these. Small ones hold one TLS record or 16 KiB of content with its framing; large ones hold the longest head.
+// Buffers of three sizes, lent from a pool: a connection holds memory only while bytes wait in it, and never more than a fixed number of
+// these. Tiny ones hold a usual head, small ones one TLS record or 16 KiB of content with its framing, large ones the longest head.
 #pragma once
 
 #include <stdbool.h>
@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#define BUFFER_TINY (4 * 1024)
 #define BUFFER_SMALL (17 * 1024)
 #define BUFFER_LARGE (34 * 1024)
 #define BUFFERS_CACHED 256 // of each size; more than that are given back to the allocator
@@ -17,13 +18,13 @@ struct buffer {
 };
 
 struct buffer_pool {
-	struct buffer_link *free[2];
-	size_t count[2];
+	struct buffer_link *free[3];
+	size_t count[3];
 };
 
 void buffer_pool_clear(struct buffer_pool *p);
 
-// Makes sure that the buffer has a block of at least `capacity` (BUFFER_SMALL or BUFFER_LARGE) bytes; content is kept. False when out of memory.
+// Makes sure that the buffer has a block of at least `capacity` (one of the three) bytes; content is kept. False when out of memory.
 bool buffer_want(struct buffer_pool *p, struct buffer *b, uint32_t capacity);
 
 // Drops the first n bytes; an empty buffer gives its block back.

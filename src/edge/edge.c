@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 
 #define LISTEN_BACKLOG 1024
@@ -20,6 +21,7 @@ void edge_let_go(struct edge *ed) {
 	if (--ed->references > 0)
 		return;
 	token_keys_close(ed->keys);
+	token_cache_free(ed->tokens);
 	certificates_clear(&ed->certificates);
 	SSL_CTX_free(ed->tls);
 	buffer_pool_clear(&ed->buffers);
@@ -33,19 +35,26 @@ static void on_handle_closed(uv_handle_t *handle) {
 static void on_sweep(uv_timer_t *timer) {
 	struct edge *ed = timer->data;
 	uint64_t now = uv_now(ed->engine->loop);
-	struct connection *c = TAILQ_FIRST(&ed->connections), *next;
-	for (; c != NULL; c = next) {
-		next = TAILQ_NEXT(c, link);
-		connection_sweep(c, now);
-	}
+	connections_sweep(ed, now);
 	upstream_sweep(ed, now, false);
-	if (ed->connection_count == 0 && ed->idle_upstream_count == 0 && TAILQ_EMPTY(&ed->ways))
+	if (ed->client_count == 0 && ed->idle_upstream_count == 0 && TAILQ_EMPTY(&ed->ways))
 		uv_timer_stop(timer);
 }
 
 void edge_watch(struct edge *ed) {
 	if (!ed->stopping && !uv_is_active((uv_handle_t *)&ed->sweep))
 		uv_timer_start(&ed->sweep, on_sweep, EDGE_SWEEP_MS, EDGE_SWEEP_MS);
+}
+
+// Randomness is fetched for many requests at once. The edge's process is never forked or restored from a snapshot, so no two get the same.
+void edge_request_id(struct edge *ed, char to[static UUID_TEXT]) {
+	if (ed->random_left < UUID_BYTES) {
+		if (getrandom(ed->random, sizeof(ed->random), 0) != (ssize_t)sizeof(ed->random))
+			abort();
+		ed->random_left = sizeof(ed->random);
+	}
+	ed->random_left -= UUID_BYTES;
+	uuid_from_random(ed->random + ed->random_left, to);
 }
 
 static void on_connection(uv_stream_t *listener, int status) {
@@ -159,6 +168,9 @@ static int start_listening(struct edge *ed, struct error *e) {
 
 static int load(struct edge *ed, struct error *e) {
 	const struct config *config = &ed->engine->config;
+	ed->tokens = token_cache_new();
+	if (ed->tokens == NULL)
+		return error_set(e, -ENOMEM, "out of memory starting the edge");
 	int r = token_keys_open(config->state_folder, &ed->keys, e);
 	if (r == 0)
 		r = certificates_open(config->state_folder, config->edge_domain, &ed->certificates, e);
@@ -176,9 +188,7 @@ static void close_handle(struct edge *ed, uv_handle_t *handle) {
 static void stop(struct edge *ed) {
 	edge_hold(ed);
 	ed->stopping = true;
-	struct connection *c;
-	while ((c = TAILQ_FIRST(&ed->connections)) != NULL)
-		connection_abort(c);
+	connections_abort(ed);
 	upstream_sweep(ed, 0, true);
 	close_handle(ed, (uv_handle_t *)&ed->listener);
 	close_handle(ed, (uv_handle_t *)&ed->sweep);
@@ -192,7 +202,7 @@ int edge_start(struct engine *en, struct error *e) {
 		return error_set(e, -ENOMEM, "out of memory starting the edge");
 	ed->engine = en;
 	ed->references = 1;
-	TAILQ_INIT(&ed->connections);
+	TAILQ_INIT(&ed->clients);
 	TAILQ_INIT(&ed->idle_upstreams);
 	TAILQ_INIT(&ed->ways);
 	int r = load(ed, e);

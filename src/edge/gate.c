@@ -2,6 +2,7 @@
 #include "edge/gate.h"
 
 #include "base/clock.h"
+#include "edge/upstream.h"
 #include "microvms/microvms.h"
 
 #include <string.h>
@@ -45,7 +46,7 @@ static void refuse(struct gate_verdict *v, int status, const char *text) {
 void gate_decide(struct edge *ed, const struct gate_request *r, struct gate_verdict *ret) {
 	*ret = (struct gate_verdict){.port = GATE_DEFAULT_PORT};
 	struct token_claims claims;
-	int code = r->token.size == 0 ? -EBADMSG : token_open(ed->keys, r->token.data, r->token.size, &claims, NULL);
+	int code = r->token.size == 0 ? -EBADMSG : token_cache_open(ed->tokens, ed->keys, r->token.data, r->token.size, &claims);
 	if (code < 0) {
 		refuse(ret, 403, code == -EBADMSG ? NO_TOKEN : WRONG_TOKEN);
 		return;
@@ -63,10 +64,13 @@ void gate_decide(struct edge *ed, const struct gate_request *r, struct gate_verd
 		return;
 	}
 	memcpy(ret->microvm, claims.microvm, sizeof(ret->microvm));
+	ret->shell = claims.kind == TOKEN_SHELL || claims.kind == TOKEN_OPERATOR;
 	if (ret->port == 0)
 		refuse(ret, 400, BAD_PORT);
-	else if (claims.kind == TOKEN_SHELL)
+	else if (ret->shell && !r->websocket)
 		refuse(ret, 502, ""); // a shell's token opens no application (spec section 6)
+	else if (ret->shell)
+		ret->port = UPSTREAM_SESSION;
 	else if (verdict == TOKEN_PORT_DENIED)
 		refuse(ret, 403, WRONG_PORT);
 }

@@ -12,6 +12,7 @@ struct gate_request {
 	struct slice token;     // X-aws-proxy-auth; empty when there is none, or more than one
 	struct slice port;      // X-aws-proxy-port
 	unsigned ports;         // how many of these there were
+	bool websocket;         // it is a WebSocket's handshake
 };
 
 struct gate_verdict {
@@ -20,6 +21,7 @@ struct gate_verdict {
 	char endpoint[UUID_TEXT];
 	char microvm[TOKEN_MICROVM_MAX + 1]; // of the token; empty when it could not be opened
 	uint16_t port;
+	bool shell; // to the guest agent's sessions rather than a port
 };
 
 void gate_decide(struct edge *ed, const struct gate_request *r, struct gate_verdict *ret);

@@ -1,6 +1,8 @@
 // HTTP/1.1 heads as a proxy rewrites them; see h1_head.h.
 #include "edge/h1_head.h"
 
+#include "edge/ws_auth.h"
+
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -10,19 +12,20 @@
 #define REQUEST_ID "x-amzn-requestid"
 
 static bool is_own(struct slice name) {
-	return name.size >= sizeof(OWN_PREFIX) - 1 && strncasecmp(name.data, OWN_PREFIX, sizeof(OWN_PREFIX) - 1) == 0;
+	return name.size >= sizeof(OWN_PREFIX) - 1 && slice_same_nocase(name.data, OWN_PREFIX, sizeof(OWN_PREFIX) - 1);
 }
 
-static bool is_one_of(struct slice name, const char *const *names, size_t count) {
+static bool is_one_of(struct slice name, const struct slice *names, size_t count) {
 	for (size_t i = 0; i < count; i++)
-		if (slice_equals_nocase(name, names[i]))
+		if (name.size == names[i].size && slice_same_nocase(name.data, names[i].data, name.size))
 			return true;
 	return false;
 }
 
 static bool is_hop_by_hop(struct slice name) {
-	static const char *const names[] = {"connection",        "keep-alive", "proxy-connection",    "te",
-					    "transfer-encoding", "upgrade",    "proxy-authorization", "proxy-authenticate"};
+	static const struct slice names[] = {
+		SLICE_OF("connection"), SLICE_OF("keep-alive"),        SLICE_OF("proxy-connection"),    SLICE_OF("te"),
+		SLICE_OF("upgrade"),    SLICE_OF("transfer-encoding"), SLICE_OF("proxy-authorization"), SLICE_OF("proxy-authenticate")};
 	return is_one_of(name, names, sizeof(names) / sizeof(names[0]));
 }
 
@@ -76,6 +79,27 @@ static bool split_absolute(struct slice target, struct slice *authority, struct 
 	return true;
 }
 
+static struct ws_auth subprotocols(const struct http_head *h) {
+	struct ws_auth a = {0};
+	for (size_t i = 0; i < h->header_count; i++)
+		if (slice_equals_nocase(h->headers[i].name, WS_AUTH_HEADER))
+			ws_auth_read(&a, h->headers[i].value);
+	return a;
+}
+
+bool h1_is_websocket(const struct http_head *h) {
+	if (!h1_may_upgrade(h) || !slice_equals(h->method, "GET"))
+		return false;
+	for (size_t i = 0; i < h->header_count; i++)
+		if (slice_equals_nocase(h->headers[i].name, "upgrade") && slice_has_token(h->headers[i].value, "websocket"))
+			return true;
+	return false;
+}
+
+bool h1_offers_subprotocol(const struct http_head *h) {
+	return h1_is_websocket(h) && subprotocols(h).offered;
+}
+
 bool h1_gate_request(const struct http_head *h, struct gate_request *ret) {
 	*ret = (struct gate_request){0};
 	unsigned tokens = 0;
@@ -93,6 +117,13 @@ bool h1_gate_request(const struct http_head *h, struct gate_request *ret) {
 	}
 	if (tokens > 1)
 		ret->token = (struct slice){0};
+	ret->websocket = h1_is_websocket(h);
+	if (tokens <= 1 && ret->websocket) {
+		struct ws_auth a = subprotocols(h);
+		if (a.malformed)
+			return false;
+		ws_auth_apply(&a, ret);
+	}
 	struct slice authority, path;
 	if (!split_absolute(h->target, &authority, &path))
 		return true;
@@ -116,6 +147,11 @@ bool h1_may_upgrade(const struct http_head *h) {
 	return true;
 }
 
+bool h1_forces_h2(const struct http_head *h) {
+	const struct http_header *x = http_find(h, "x-aws-proxy-force-h2");
+	return x != NULL && slice_equals_nocase(x->value, "true") && !h1_may_upgrade(h);
+}
+
 bool h1_is_idempotent(struct slice method) {
 	static const char *const names[] = {"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"};
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
@@ -133,7 +169,19 @@ static void put_upgrade(struct writer *w, const struct http_head *h) {
 
 // Headers that end here or are written anew, in either direction.
 static bool is_dropped(const struct http_head *h, struct slice name) {
-	return is_hop_by_hop(name) || slice_equals_nocase(name, "content-length") || is_named_in_connection(h, name);
+	return is_hop_by_hop(name) || slice_equals_nocase(name, "content-length") || (h->connection && is_named_in_connection(h, name));
+}
+
+// The application's own subprotocols; whatever kind of request this is, a token in it stays here.
+static void put_subprotocols(struct writer *w, const struct http_header *h) {
+	struct ws_auth a = {0};
+	ws_auth_read(&a, h->value);
+	if (a.others == 0)
+		return;
+	put_slice(w, h->name);
+	put(w, ": ");
+	ws_auth_write_others(w, h->value);
+	put(w, "\r\n");
 }
 
 void h1_write_request(struct writer *w, const struct http_head *h, const char *request_id) {
@@ -155,7 +203,10 @@ void h1_write_request(struct writer *w, const struct http_head *h, const char *r
 		if (is_dropped(h, x->name) || is_own(x->name) || slice_equals_nocase(x->name, REQUEST_ID) ||
 		    (absolute && slice_equals_nocase(x->name, "host")))
 			continue;
-		put_header(w, x);
+		if (slice_equals_nocase(x->name, WS_AUTH_HEADER))
+			put_subprotocols(w, x);
+		else
+			put_header(w, x);
 	}
 	put(w, REQUEST_ID ": ");
 	put(w, request_id);
@@ -177,16 +228,32 @@ static void put_status(struct writer *w, const struct http_head *h) {
 	put(w, "\r\n");
 }
 
-void h1_write_response(struct writer *w, const struct http_head *h, enum h1_framing framing, bool keep, bool old_client) {
-	put_status(w, h);
+size_t h1_response_headers(const struct http_head *h, enum h1_framing framing, bool offered, struct http_header *ret) {
+	bool ours = h->status == 101 && ws_auth_must_answer(offered, h);
+	size_t count = 0;
 	for (size_t i = 0; i < h->header_count; i++) {
 		const struct http_header *x = &h->headers[i];
 		// What a HEAD or 304 response says about the body that it does not have is for the client.
 		bool about_absent = framing == H1_FRAMING_NONE && h->status >= 200 && h->status != 204 &&
 				    slice_equals_nocase(x->name, "content-length") && x->value.size > 0;
-		if (about_absent || !is_dropped(h, x->name))
-			put_header(w, x);
+		if ((about_absent || !is_dropped(h, x->name)) && !(ours && slice_equals_nocase(x->name, WS_AUTH_HEADER)))
+			ret[count++] = *x;
 	}
+	if (ours)
+		ret[count++] = (struct http_header){SLICE(WS_AUTH_HEADER), SLICE(WS_AUTH_NAME)};
+	return count;
+}
+
+static void put_headers(struct writer *w, const struct http_head *h, enum h1_framing framing, bool offered) {
+	struct http_header headers[H1_HEADERS_MAX];
+	size_t count = h1_response_headers(h, framing, offered, headers);
+	for (size_t i = 0; i < count; i++)
+		put_header(w, &headers[i]);
+}
+
+void h1_write_response(struct writer *w, const struct http_head *h, enum h1_framing framing, bool keep, bool old_client) {
+	put_status(w, h);
+	put_headers(w, h, framing, false);
 	if (framing == H1_FRAMING_CHUNKED)
 		put(w, "transfer-encoding: chunked\r\n");
 	else if (framing == H1_FRAMING_LENGTH)
@@ -198,11 +265,9 @@ void h1_write_response(struct writer *w, const struct http_head *h, enum h1_fram
 	put(w, "\r\n");
 }
 
-void h1_write_interim(struct writer *w, const struct http_head *h) {
+void h1_write_interim(struct writer *w, const struct http_head *h, bool offered) {
 	put_status(w, h);
-	for (size_t i = 0; i < h->header_count; i++)
-		if (!is_dropped(h, h->headers[i].name))
-			put_header(w, &h->headers[i]);
+	put_headers(w, h, H1_FRAMING_NONE, offered);
 	if (h->status == 101)
 		put_upgrade(w, h);
 	put(w, "\r\n");
@@ -227,25 +292,37 @@ static const char *reason_of(int status) {
 	}
 }
 
-void h1_write_answer(struct writer *w, int status, const char *text, bool to_head, bool keep, int64_t now_s) {
-	char line[128], date[64];
+void h1_make_answer(struct h1_answer *a, const char *text, int64_t now_s) {
 	time_t t = (time_t)now_s;
 	struct tm tm;
 	gmtime_r(&t, &tm);
-	strftime(date, sizeof(date), "%a, %d %b %Y %H:%M:%S GMT", &tm);
-	snprintf(line, sizeof(line), "HTTP/1.1 %d %s\r\ndate: %s\r\n", status, reason_of(status), date);
-	put(w, line);
+	size_t date = strftime(a->date, sizeof(a->date), "%a, %d %b %Y %H:%M:%S GMT", &tm);
+	int length = snprintf(a->length, sizeof(a->length), "%zu", strlen(text));
+	a->count = 0;
+	a->headers[a->count++] = (struct http_header){SLICE("date"), {a->date, date}};
 	if (text[0] != '\0')
-		put(w, "content-type: text/plain\r\n");
-	put_length(w, strlen(text));
+		a->headers[a->count++] = (struct http_header){SLICE("content-type"), SLICE("text/plain")};
+	a->headers[a->count++] = (struct http_header){SLICE("content-length"), {a->length, (size_t)length}};
+}
+
+void h1_write_answer(struct writer *w, int status, const char *text, bool to_head, bool keep, int64_t now_s) {
+	char line[64];
+	struct h1_answer a;
+	h1_make_answer(&a, text, now_s);
+	snprintf(line, sizeof(line), "HTTP/1.1 %d %s\r\n", status, reason_of(status));
+	put(w, line);
+	for (size_t i = 0; i < a.count; i++)
+		put_header(w, &a.headers[i]);
 	put(w, keep ? "\r\n" : "connection: close\r\n\r\n");
 	if (!to_head)
 		put(w, text);
 }
 
 void h1_write_trailers(struct writer *w, const struct http_header *headers, size_t count) {
-	static const char *const never[] = {"content-length",   "host",         "trailer",       "authorization", "cookie", "set-cookie",
-					    "content-encoding", "content-type", "content-range", REQUEST_ID};
+	static const struct slice never[] = {SLICE_OF("content-length"),   SLICE_OF("host"),         SLICE_OF("trailer"),
+					     SLICE_OF("authorization"),    SLICE_OF("cookie"),       SLICE_OF("set-cookie"),
+					     SLICE_OF("content-encoding"), SLICE_OF("content-type"), SLICE_OF("content-range"),
+					     SLICE_OF(REQUEST_ID)};
 	for (size_t i = 0; i < count; i++)
 		if (!is_hop_by_hop(headers[i].name) && !is_own(headers[i].name) &&
 		    !is_one_of(headers[i].name, never, sizeof(never) / sizeof(never[0])))

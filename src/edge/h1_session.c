@@ -1,4 +1,6 @@
 // HTTP/1.1 with a client: one request after the other, each checked, held until its microVM is awake, and exchanged with the application.
+// A stream of an HTTP/2 connection has such a session too, with one request: its transport turns heads from and into its own form, and knows
+// where messages end (c->framed).
 //
 // The session is a machine that run() pushes as far as it goes. A request's head stays in the connection's buffer, and is parsed again
 // when it is needed, until the request can no longer be sent a second time: until the first byte of its body is sent or the first byte of
@@ -8,11 +10,12 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "edge/application.h"
 #include "edge/connection.h"
 #include "edge/gate.h"
 #include "edge/h1_head.h"
-#include "edge/upstream.h"
 #include "microvms/microvms.h"
+#include "stasisd/metrics.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,7 +45,7 @@ struct h1 {
 
 	// The request.
 	bool active; // one is under way
-	bool to_head, idempotent, keep, old_client, may_upgrade, expects, body_began, request_done;
+	bool to_head, idempotent, keep, old_client, may_upgrade, offers, force_h2, expects, body_began, request_done;
 	size_t head_size;        // bytes of its head in c->in; 0: consumed
 	size_t request_trailers; // bytes of its trailer section in c->in
 	bool chunked;
@@ -53,6 +56,7 @@ struct h1 {
 	enum microvm_open_result open_result;
 	struct microvm_route *route;
 	struct upstream *upstream;
+	struct application app; // over it, once it is open
 	bool retried;
 	bool leaving; // the client ended its side while we were connecting
 	struct gate_verdict gate;
@@ -62,7 +66,7 @@ struct h1 {
 	enum h1_framing framing;
 	bool upstream_keep;
 	unsigned interims;
-	size_t response_trailers; // bytes of its trailer section in upstream->in
+	size_t response_trailers; // bytes of its trailer section at the start of what the application sent
 	struct http_body response_body;
 
 	// What the log says.
@@ -79,14 +83,18 @@ static struct edge *edge_of(struct h1 *s) {
 // Requests begin and end. -----------------------------------------------------------------------------------------------------
 
 static void log_request(struct h1 *s) {
+	uint64_t ms = monotonic_ms() - s->started_ms;
+	metrics_request(s->gate.microvm, s->status, s->bytes_in, s->bytes_out, ms, s->held_ms);
 	log_info("edge.request", LOG_S("microvmId", s->gate.microvm), LOG_S("method", s->method), LOG_U("status", s->status),
-		 LOG_U("bytesIn", s->bytes_in), LOG_U("bytesOut", s->bytes_out), LOG_U("ms", monotonic_ms() - s->started_ms),
-		 LOG_U("heldMs", s->held_ms), LOG_S("why", s->why));
+		 LOG_U("bytesIn", s->bytes_in), LOG_U("bytesOut", s->bytes_out), LOG_U("ms", ms), LOG_U("heldMs", s->held_ms),
+		 LOG_S("why", s->why));
 }
 
 static void let_upstream_go(struct h1 *s, bool keep) {
 	if (s->upstream == NULL)
 		return;
+	keep = keep && s->app.side == NULL;
+	application_end(&s->app);
 	if (keep)
 		upstream_keep(s->upstream);
 	else
@@ -128,6 +136,27 @@ static bool drain(struct h1 *s) {
 	return true;
 }
 
+// Puts an answer of our own into `out`, or hands it to the transport.
+static bool put_answer(struct h1 *s, int status, const char *text) {
+	int64_t now_s = (int64_t)(realtime_ms() / 1000);
+	if (s->c->framed) {
+		struct h1_answer a;
+		h1_make_answer(&a, text, now_s);
+		bool ends = s->to_head || text[0] == '\0';
+		const struct transport_ops *t = s->c->transport;
+		return t->head(s->c, status, a.headers, a.count, ends) &&
+		       (ends || (t->write(s->c, text, strlen(text)) == strlen(text) && t->end(s->c, NULL, 0)));
+	}
+	if (!buffer_want(&edge_of(s)->buffers, &s->out, BUFFER_SMALL))
+		return false;
+	buffer_compact(&s->out);
+	struct writer w = writer_over(s->out.data + s->out.end, buffer_room(&s->out));
+	h1_write_answer(&w, status, text, s->to_head, s->keep, now_s);
+	if (!w.bad)
+		s->out.end = s->out.capacity - (uint32_t)w.left;
+	return !w.bad;
+}
+
 static void give_up(struct h1 *s, const char *why) {
 	if (s->why[0] == '\0')
 		snprintf(s->why, sizeof(s->why), "%s", why);
@@ -144,24 +173,20 @@ static void forget_head(struct h1 *s) {
 	s->head_size = 0;
 }
 
-// Puts an answer of our own into `out`, in place of a response.
+// An answer of our own in place of a response.
 static void answer(struct h1 *s, int status, const char *text) {
-	if (s->response != RESPONSE_HEAD || !buffer_want(&edge_of(s)->buffers, &s->out, BUFFER_SMALL)) {
+	if (s->response != RESPONSE_HEAD) {
 		give_up(s, "the response was cut off");
 		return;
 	}
-	buffer_compact(&s->out);
 	s->status = status;
 	s->c->watch_peer = false;
 	s->keep = s->keep && s->request_done;
 	s->state = H1_ANSWERED;
-	struct writer w = writer_over(s->out.data + s->out.end, buffer_room(&s->out));
-	h1_write_answer(&w, status, text, s->to_head, s->keep, (int64_t)(realtime_ms() / 1000));
-	if (w.bad) {
+	if (!put_answer(s, status, text)) {
 		give_up(s, "no room for an answer");
 		return;
 	}
-	s->out.end = s->out.capacity - (uint32_t)w.left;
 	forget_head(s);
 	let_upstream_go(s, false);
 	connection_set_deadline(s->c, 0);
@@ -199,9 +224,14 @@ static void judge_request(struct h1 *s, const struct http_head *h) {
 	s->keep = h->keep_alive;
 	s->old_client = h->minor_version == 0;
 	s->may_upgrade = h1_may_upgrade(h);
+	s->offers = h1_offers_subprotocol(h);
+	s->force_h2 = h1_forces_h2(h);
 	s->expects = h->expect_continue;
 	s->chunked = h->body == HTTP_BODY_CHUNKED;
 	http_body_start(&s->request_body, h);
+	// Content of a length that is not known ends where the transport says.
+	if (s->c->framed && s->chunked)
+		s->request_body.kind = HTTP_BODY_UNTIL_CLOSE;
 	s->request_done = s->request_body.done;
 	snprintf(s->method, sizeof(s->method), "%.*s", (int)(h->method.size < 15 ? h->method.size : 15), h->method.data);
 }
@@ -272,7 +302,7 @@ static bool read_head(struct h1 *s) {
 	}
 	if (buffer_room(&c->in) == 0 && !connection_grow_input(c))
 		refuse_head(s, -E2BIG);
-	else if (c->eof && (c->tls.ended || !connection_input_waits(c)))
+	else if (c->eof && !connection_input_waits(c))
 		connection_finish(c, false); // half a head, and no more to come
 	return s->state != H1_READ;
 }
@@ -289,7 +319,7 @@ static void find_upstream(struct h1 *s, bool fresh) {
 	// A kept stream may end at the moment it is used. A request that must not be sent twice takes one only when that is next to
 	// impossible, and no request with a body that cannot be had again does.
 	uint64_t age = s->idempotent && s->request_done ? EDGE_UPSTREAM_IDLE_MS : EDGE_UPSTREAM_FRESH_MS;
-	s->upstream = fresh || s->may_upgrade ? NULL : upstream_take(ed, s->route, s->gate.port, age, upstream_changed, s);
+	s->upstream = fresh || s->may_upgrade || s->force_h2 ? NULL : upstream_take(ed, s->route, s->gate.port, age, upstream_changed, s);
 	if (s->upstream == NULL)
 		s->upstream = upstream_connect(ed, s->route, s->gate.port, upstream_changed, s);
 	if (s->upstream == NULL) {
@@ -313,22 +343,23 @@ static bool after_open(struct h1 *s) {
 static void send_head(struct h1 *s) {
 	struct http_head *h = &edge_of(s)->head;
 	char id[UUID_TEXT];
-	uuid_new(id);
-	struct upstream *u = s->upstream;
+	edge_request_id(edge_of(s), id);
+	struct application *a = &s->app;
 	uint32_t need = s->head_size + H1_HEAD_ADDED_MAX <= BUFFER_SMALL ? BUFFER_SMALL : BUFFER_LARGE;
 	ssize_t n = http_parse_request(buffer_bytes(&s->c->in), s->head_size, h, NULL);
-	if (n != (ssize_t)s->head_size || !upstream_reserve(u, need)) {
+	if (n != (ssize_t)s->head_size || !application_reserve(a, need)) {
 		bad_gateway(s, "out of memory");
 		return;
 	}
-	struct writer w = writer_over(u->out.data + u->out.end, buffer_room(&u->out));
+	struct buffer *out = application_out(a);
+	struct writer w = writer_over(out->data + out->end, buffer_room(out));
 	h1_write_request(&w, h, id);
 	if (w.bad) {
 		bad_gateway(s, "the head outgrew its buffer");
 		return;
 	}
-	u->out.end = u->out.capacity - (uint32_t)w.left;
-	upstream_flush(u);
+	out->end = out->capacity - (uint32_t)w.left;
+	application_flush(a);
 	connection_set_deadline(s->c, 0);
 	s->state = H1_EXCHANGE;
 	s->c->watch_peer = false;
@@ -340,7 +371,10 @@ static bool connect_step(struct h1 *s) {
 	if (s->upstream->phase == UPSTREAM_FAILED) {
 		char why[96];
 		snprintf(why, sizeof(why), "port %u: %s", s->gate.port, s->upstream->reason);
-		bad_gateway(s, why);
+		if (s->gate.shell && strcmp(s->upstream->reason, "EMFILE") == 0)
+			answer(s, 429, "Too many sessions");
+		else
+			bad_gateway(s, why);
 		return true;
 	}
 	if (s->upstream->phase != UPSTREAM_OPEN) {
@@ -349,6 +383,11 @@ static bool connect_step(struct h1 *s) {
 			connection_set_deadline(s->c, HELD_GONE_MS);
 		s->leaving = s->c->eof;
 		return false;
+	}
+	enum application_protocol protocol = s->gate.shell ? APPLICATION_SHELL : s->force_h2 ? APPLICATION_HTTP2 : APPLICATION_HTTP1;
+	if (application_begin(&s->app, s->upstream, protocol) < 0) {
+		bad_gateway(s, "out of memory");
+		return true;
 	}
 	send_head(s);
 	return true;
@@ -394,20 +433,35 @@ static void bad_request_body(struct h1 *s) {
 		give_up(s, "malformed request body");
 }
 
+// The transport has said that the request is over. False when there is no room yet.
+static bool framed_request_ends(struct h1 *s) {
+	struct application *a = &s->app;
+	if (!application_reserve(a, BUFFER_SMALL) || application_room(a) < LAST_CHUNK_ROOM)
+		return false;
+	forget_head(s);
+	struct slice trailers = s->c->transport->trailers(s->c);
+	if (put_last_chunk(application_out(a), trailers.data, trailers.size))
+		s->request_done = true;
+	else
+		bad_request_body(s);
+	return true;
+}
+
 // Takes the next piece of the request's body out of c->in. False when nothing can be done now.
 static bool request_piece(struct h1 *s) {
 	struct connection *c = s->c;
-	struct upstream *u = s->upstream;
+	struct application *a = &s->app;
 	size_t have = buffer_used(&c->in), seen = s->head_size + s->request_trailers;
 	if (have <= seen) {
-		if (c->eof && (c->tls.ended || !connection_input_waits(c))) {
-			give_up(s, "the client ended in the midst of its request");
-			return true;
-		}
-		return false;
+		if (!c->eof || connection_input_waits(c))
+			return false;
+		if (s->request_body.kind == HTTP_BODY_UNTIL_CLOSE)
+			return framed_request_ends(s);
+		give_up(s, "the client ended in the midst of its request");
+		return true;
 	}
 	bool in_trailers = http_body_in_trailers(&s->request_body);
-	size_t room = upstream_reserve(u, BUFFER_SMALL) ? upstream_room(u) : 0;
+	size_t room = application_reserve(a, BUFFER_SMALL) ? application_room(a) : 0;
 	if (room < (in_trailers ? LAST_CHUNK_ROOM : ROOM_MIN))
 		return false;
 	forget_head(s);
@@ -421,7 +475,7 @@ static bool request_piece(struct h1 *s) {
 		bad_request_body(s);
 		return true;
 	}
-	put_chunk(&u->out, content, s->chunked);
+	put_chunk(application_out(a), content, s->chunked);
 	s->bytes_in += content.size;
 	if (in_trailers)
 		s->request_trailers += (size_t)n;
@@ -430,7 +484,7 @@ static bool request_piece(struct h1 *s) {
 	active(s);
 	if (!s->request_body.done)
 		return true;
-	if (s->chunked && !put_last_chunk(&u->out, buffer_bytes(&c->in), s->request_trailers)) {
+	if (s->chunked && !put_last_chunk(application_out(a), buffer_bytes(&c->in), s->request_trailers)) {
 		bad_request_body(s);
 		return true;
 	}
@@ -443,15 +497,16 @@ static bool request_piece(struct h1 *s) {
 
 static bool pump_request(struct h1 *s) {
 	bool moved = false;
-	while (s->state == H1_EXCHANGE && s->c->phase == CONNECTION_OPEN && !s->request_done && !s->upstream->broken && request_piece(s)) {
+	while (s->state == H1_EXCHANGE && s->c->phase == CONNECTION_OPEN && !s->request_done && !application_broken(&s->app) &&
+	       request_piece(s)) {
 		moved = true;
 		// A buffer that is half full, or all that there is: off with it.
 		if (s->state == H1_EXCHANGE &&
-		    (s->request_done || upstream_room(s->upstream) < BUFFER_SMALL / 2 || buffer_used(&s->c->in) == 0))
-			upstream_flush(s->upstream);
+		    (s->request_done || application_room(&s->app) < BUFFER_SMALL / 2 || buffer_used(&s->c->in) == 0))
+			application_flush(&s->app);
 	}
 	if (s->state == H1_EXCHANGE && s->upstream != NULL)
-		upstream_flush(s->upstream);
+		application_flush(&s->app);
 	return moved;
 }
 
@@ -484,22 +539,35 @@ static void choose_framing(struct h1 *s, const struct http_head *h) {
 	else if (h->body == HTTP_BODY_LENGTH)
 		s->framing = H1_FRAMING_LENGTH;
 	else
-		s->framing = s->old_client ? H1_FRAMING_CLOSE : H1_FRAMING_CHUNKED;
-	if (s->framing == H1_FRAMING_CLOSE)
+		s->framing = s->old_client || s->c->framed ? H1_FRAMING_CLOSE : H1_FRAMING_CHUNKED;
+	if (s->framing == H1_FRAMING_CLOSE && !s->c->framed)
 		s->keep = false;
 	// The application does not want the rest of the request, or the client will not send it: say that the connection ends here.
 	if (!s->request_done && (h->status >= 400 || !h->keep_alive || (s->expects && !s->body_began)))
 		s->keep = false;
 }
 
-// Writes a rewritten head into `out`.
+static bool put_framed_head(struct h1 *s, const struct http_head *h) {
+	struct http_header headers[H1_HEADERS_MAX + 1];
+	char length[24];
+	size_t count = h1_response_headers(h, s->framing, s->offers, headers);
+	if (h->status >= 200 && s->framing == H1_FRAMING_LENGTH) {
+		int n = snprintf(length, sizeof(length), "%llu", (unsigned long long)h->content_length);
+		headers[count++] = (struct http_header){SLICE("content-length"), {length, (size_t)n}};
+	}
+	return s->c->transport->head(s->c, h->status, headers, count, h->status >= 200 && s->response_body.done);
+}
+
+// Writes a rewritten head into `out`, or hands it to the transport.
 static bool put_head(struct h1 *s, const struct http_head *h, size_t size) {
+	if (s->c->framed)
+		return put_framed_head(s, h);
 	uint32_t need = size + H1_HEAD_ADDED_MAX <= BUFFER_SMALL ? BUFFER_SMALL : BUFFER_LARGE;
 	if (!buffer_want(&edge_of(s)->buffers, &s->out, need))
 		return false;
 	struct writer w = writer_over(s->out.data + s->out.end, buffer_room(&s->out));
 	if (h->status < 200)
-		h1_write_interim(&w, h);
+		h1_write_interim(&w, h, s->offers);
 	else
 		h1_write_response(&w, h, s->framing, s->keep, s->old_client);
 	if (w.bad)
@@ -519,12 +587,12 @@ static void take_response_head(struct h1 *s, struct http_head *h, size_t size) {
 		choose_framing(s, h);
 	bool wanted = final || switching || !s->old_client;
 	if (wanted && !put_head(s, h, size)) {
-		bad_gateway(s, "out of memory");
+		bad_gateway(s, "the response cannot be passed on");
 		return;
 	}
 	if (final || switching)
 		s->status = h->status;
-	upstream_consume(s->upstream, size);
+	application_consume(&s->app, size);
 	s->scanned = 0;
 	active(s);
 	if (switching)
@@ -534,14 +602,14 @@ static void take_response_head(struct h1 *s, struct http_head *h, size_t size) {
 }
 
 static bool response_head(struct h1 *s) {
-	struct upstream *u = s->upstream;
+	struct application *a = &s->app;
 	if (!drain(s))
 		return false;
-	size_t used = buffer_used(&u->in);
+	size_t used = buffer_used(application_in(a));
 	bool full = used >= HTTP_HEAD_MAX;
-	if (full || (used > s->scanned && memchr(buffer_bytes(&u->in) + s->scanned, '\n', used - s->scanned) != NULL)) {
+	if (full || (used > s->scanned && memchr(buffer_bytes(application_in(a)) + s->scanned, '\n', used - s->scanned) != NULL)) {
 		struct http_head *h = &edge_of(s)->head;
-		ssize_t n = http_parse_response(buffer_bytes(&u->in), used, s->to_head, h, NULL);
+		ssize_t n = http_parse_response(buffer_bytes(application_in(a)), used, s->to_head, h, NULL);
 		if (n < 0) {
 			bad_gateway(s, n == -E2BIG ? "the response's head is too long" : "malformed response");
 			return true;
@@ -552,11 +620,11 @@ static bool response_head(struct h1 *s) {
 		}
 	}
 	s->scanned = used;
-	if (u->eof && used == 0)
+	if (application_eof(a) && used == 0)
 		no_response(s);
-	else if (u->eof)
+	else if (application_eof(a))
 		bad_gateway(s, "the application closed the connection within a response's head");
-	else if (used > 0 && buffer_room(&u->in) == 0 && !upstream_grow_input(u))
+	else if (used > 0 && buffer_room(application_in(a)) == 0 && !application_grow_input(a))
 		bad_gateway(s, "the response's head is too long");
 	else
 		return false;
@@ -564,51 +632,95 @@ static bool response_head(struct h1 *s) {
 }
 
 static void response_ends(struct h1 *s) {
-	struct upstream *u = s->upstream;
-	bool fine = s->framing != H1_FRAMING_CHUNKED || put_last_chunk(&s->out, s->response_trailers > 0 ? buffer_bytes(&u->in) : "\r\n",
-								       s->response_trailers > 0 ? s->response_trailers : 2);
-	if (s->response_trailers > 0)
-		upstream_consume(u, s->response_trailers);
+	struct application *a = &s->app;
+	bool any = s->response_trailers > 0, fine = true;
+	const char *trailers = any ? buffer_bytes(application_in(a)) : "\r\n";
+	size_t size = any ? s->response_trailers : 2;
+	if (s->c->framed) {
+		struct http_header headers[HTTP_HEADERS_MAX] = {0};
+		ssize_t count = any ? http_parse_trailers(trailers, size, headers, HTTP_HEADERS_MAX, NULL) : 0;
+		fine = count >= 0 && s->c->transport->end(s->c, headers, (size_t)count);
+	} else if (s->framing == H1_FRAMING_CHUNKED) {
+		fine = put_last_chunk(&s->out, trailers, size);
+	}
+	if (any)
+		application_consume(a, size);
 	s->response_trailers = 0;
 	s->response = RESPONSE_DONE;
 	if (!fine)
 		give_up(s, "malformed trailers");
 }
 
-// Takes the next piece of the response's body out of upstream->in. False when nothing can be done now.
+// Content that needs no framing of ours goes to the client's side as it is, except what finds room behind a head that waits.
+static bool goes_straight(const struct h1 *s) {
+	return s->framing != H1_FRAMING_CHUNKED && buffer_used(&s->out) == 0;
+}
+
+// Room for the next piece of the response's body.
+static size_t response_room(struct h1 *s, bool in_trailers) {
+	if (goes_straight(s))
+		return SIZE_MAX;
+	size_t need = in_trailers && s->framing == H1_FRAMING_CHUNKED ? LAST_CHUNK_ROOM : ROOM_MIN;
+	if (!buffer_want(&edge_of(s)->buffers, &s->out, BUFFER_SMALL) || buffer_room(&s->out) < need)
+		return 0;
+	return in_trailers ? SIZE_MAX : buffer_room(&s->out) - CHUNK_FRAMING;
+}
+
+// Hands on what the application sent next, and takes it out of there. Returns the number of bytes, or a negative errno; 0: no room.
+static ssize_t pass_response(struct h1 *s, size_t size, bool in_trailers) {
+	struct application *a = &s->app;
+	struct http_body before = s->response_body;
+	struct slice content;
+	ssize_t n = http_body_feed(&s->response_body, buffer_bytes(application_in(a)) + s->response_trailers, size, &content, NULL);
+	if (n < 0)
+		return n;
+	if (!goes_straight(s)) {
+		put_chunk(&s->out, content, s->framing == H1_FRAMING_CHUNKED);
+	} else if (content.size > 0) {
+		size_t taken = connection_write(s->c, content.data, content.size);
+		if (taken < content.size) {
+			// Decode again as much as was taken, and no more.
+			s->response_body = before;
+			size_t upto = (size_t)(content.data - (buffer_bytes(application_in(a)) + s->response_trailers)) + taken;
+			n = upto == 0 || taken == 0
+				    ? 0
+				    : http_body_feed(&s->response_body, buffer_bytes(application_in(a)), upto, &content, NULL);
+		}
+		content.size = taken;
+	}
+	s->bytes_out += content.size;
+	if (in_trailers)
+		s->response_trailers += (size_t)n;
+	else if (n > 0)
+		application_consume(a, (size_t)n);
+	return n;
+}
+
+// Takes the next piece of the response's body. False when nothing can be done now.
 static bool response_piece(struct h1 *s) {
-	struct upstream *u = s->upstream;
-	size_t have = buffer_used(&u->in) - s->response_trailers;
-	bool ends = s->response_body.kind == HTTP_BODY_UNTIL_CLOSE && u->eof && !u->reset && have == 0;
+	struct application *a = &s->app;
+	size_t have = buffer_used(application_in(a)) - s->response_trailers;
+	bool ends = s->response_body.kind == HTTP_BODY_UNTIL_CLOSE && application_eof(a) && !application_reset(a) && have == 0;
 	if (have == 0 && !ends) {
-		if (u->eof)
+		if (application_eof(a))
 			give_up(s, "the application closed the connection within a response's body");
-		return u->eof;
+		return application_eof(a);
 	}
 	bool in_trailers = ends || http_body_in_trailers(&s->response_body);
-	size_t need = in_trailers ? LAST_CHUNK_ROOM : ROOM_MIN;
-	if (!buffer_want(&edge_of(s)->buffers, &s->out, BUFFER_SMALL) || buffer_room(&s->out) < need)
+	size_t room = response_room(s, in_trailers);
+	if (room == 0)
 		return false;
 	if (ends) {
 		response_ends(s);
 		return true;
 	}
-	bool raw = s->framing != H1_FRAMING_CHUNKED;
-	size_t size = have;
-	if (!in_trailers && size > buffer_room(&s->out) - CHUNK_FRAMING)
-		size = buffer_room(&s->out) - CHUNK_FRAMING;
-	struct slice content;
-	ssize_t n = http_body_feed(&s->response_body, buffer_bytes(&u->in) + s->response_trailers, size, &content, NULL);
+	ssize_t n = pass_response(s, have < room ? have : room, in_trailers);
 	if (n < 0) {
 		give_up(s, "malformed response body");
 		return true;
 	}
-	put_chunk(&s->out, content, !raw);
-	s->bytes_out += content.size;
-	if (in_trailers)
-		s->response_trailers += (size_t)n;
-	else
-		upstream_consume(u, (size_t)n);
+	if (n == 0)
+		return false;
 	active(s);
 	if (s->response_body.done)
 		response_ends(s);
@@ -626,7 +738,7 @@ static bool response_body(struct h1 *s) {
 		if (!drain(s) || !waits)
 			break;
 	}
-	upstream_update(s->upstream);
+	application_update(&s->app);
 	return moved;
 }
 
@@ -634,14 +746,14 @@ static bool response_done(struct h1 *s) {
 	if (!drain(s))
 		return false;
 	struct connection *c = s->c;
-	if (!s->request_done && s->keep && !s->upstream->broken && !s->upstream->eof) {
+	if (!s->request_done && s->keep && !application_broken(&s->app) && !application_eof(&s->app)) {
 		// The application answered before the request was over, and both want to go on: so the rest is carried to it.
 		if (c->deadline_ms == 0)
 			connection_set_deadline(c, EDGE_GONE_MS);
 		return false;
 	}
 	bool keep = s->keep && s->request_done, linger = !s->request_done, keep_upstream = s->upstream_keep && s->request_done;
-	if (keep) {
+	if (keep && !c->framed) {
 		next_request(s, keep_upstream);
 		return true;
 	}
@@ -670,37 +782,37 @@ static bool exchange_step(struct h1 *s) {
 
 static bool tunnel_up(struct h1 *s) {
 	struct connection *c = s->c;
-	struct upstream *u = s->upstream;
+	struct application *a = &s->app;
 	bool moved = false;
-	while (buffer_used(&c->in) > 0 && !u->broken && upstream_reserve(u, BUFFER_SMALL) && upstream_room(u) > 0) {
-		size_t n = buffer_used(&c->in) < upstream_room(u) ? buffer_used(&c->in) : upstream_room(u);
-		upstream_append(u, buffer_bytes(&c->in), n);
+	while (buffer_used(&c->in) > 0 && !application_broken(a) && application_reserve(a, BUFFER_SMALL) && application_room(a) > 0) {
+		size_t n = buffer_used(&c->in) < application_room(a) ? buffer_used(&c->in) : application_room(a);
+		buffer_append(application_out(a), buffer_bytes(&c->in), n);
 		connection_consume(c, n);
-		upstream_flush(u);
+		application_flush(a);
 		s->bytes_in += n;
 		moved = true;
 	}
-	if (connection_input_ended(c) && !u->ending)
-		upstream_end(u);
+	if (connection_input_ended(c) && !s->upstream->ending)
+		application_end_output(a);
 	return moved;
 }
 
 static bool tunnel_down(struct h1 *s) {
 	struct connection *c = s->c;
-	struct upstream *u = s->upstream;
+	struct application *a = &s->app;
 	bool moved = false;
 	if (!drain(s))
 		return false;
-	while (buffer_used(&u->in) > 0) {
-		size_t n = connection_write(c, buffer_bytes(&u->in), buffer_used(&u->in));
+	while (buffer_used(application_in(a)) > 0) {
+		size_t n = connection_write(c, buffer_bytes(application_in(a)), buffer_used(application_in(a)));
 		if (n == 0)
 			break;
-		upstream_consume(u, n);
+		application_consume(a, n);
 		s->bytes_out += n;
 		moved = true;
 	}
-	upstream_update(u);
-	if (u->eof && buffer_used(&u->in) == 0)
+	application_update(a);
+	if (application_eof(a) && buffer_used(application_in(a)) == 0)
 		connection_half_close(c);
 	return moved;
 }
@@ -712,7 +824,7 @@ static bool tunnel_step(struct h1 *s) {
 		microvm_route_active(s->route);
 	if (c->phase != CONNECTION_OPEN)
 		return false;
-	bool up_over = connection_input_ended(c) || s->upstream->broken, down_over = c->half_closed;
+	bool up_over = connection_input_ended(c) || application_broken(&s->app), down_over = c->half_closed;
 	if (up_over && down_over) {
 		end_request(s, false);
 		connection_finish(c, false);
@@ -728,7 +840,7 @@ static bool answered(struct h1 *s) {
 	if (!drain(s))
 		return false;
 	bool linger = !s->request_done;
-	if (s->keep) {
+	if (s->keep && !s->c->framed) {
 		next_request(s, false);
 		return true;
 	}
@@ -760,9 +872,14 @@ static bool step(struct h1 *s) {
 
 static void run(struct connection *c) {
 	struct h1 *s = c->session;
+	if (s->app.u != NULL)
+		application_advance(&s->app);
 	while (c->phase == CONNECTION_OPEN && step(s))
 		;
-	if (s->upstream != NULL) {
+	if (s->app.u != NULL) {
+		application_flush(&s->app);
+		application_update(&s->app);
+	} else if (s->upstream != NULL) {
 		upstream_flush(s->upstream);
 		upstream_update(s->upstream);
 	}
@@ -772,9 +889,7 @@ static void expired(struct connection *c) {
 	struct h1 *s = c->session;
 	switch (s->state) {
 	case H1_READ:
-		if (!c->tls.ready) {
-			connection_abort(c);
-		} else if (!s->active) {
+		if (!s->active) {
 			connection_finish(c, false);
 		} else {
 			snprintf(s->method, sizeof(s->method), "-");
@@ -808,6 +923,5 @@ int h1_session_start(struct connection *c) {
 	s->c = c;
 	c->session = s;
 	c->ops = &ops;
-	connection_set_deadline(c, EDGE_HEAD_MS);
 	return 0;
 }

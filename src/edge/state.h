@@ -4,7 +4,7 @@
 #include "base/http1.h"
 #include "edge/buffer.h"
 #include "edge/certificates.h"
-#include "edge/token.h"
+#include "edge/token_cache.h"
 #include "stasisd/engine.h"
 
 #include <openssl/ssl.h>
@@ -27,10 +27,11 @@
 #define EDGE_READ_SIZE 16384        // bytes of one read from a client
 #define EDGE_SWEEP_MS 1000
 
-struct connection;
+struct connection; // connection.h
+struct client;     // connection.c
 struct upstream;
 struct way;
-TAILQ_HEAD(connection_list, connection);
+TAILQ_HEAD(client_list, client);
 TAILQ_HEAD(upstream_list, upstream);
 TAILQ_HEAD(way_list, way);
 
@@ -44,18 +45,22 @@ struct edge {
 	uv_timer_t renewal;
 
 	struct token_keys *keys;
+	struct token_cache *tokens;
 	struct certificates certificates;
 	SSL_CTX *tls;
 
-	struct connection_list connections; // most recently idle last
-	size_t connection_count;
-	uint64_t refused;                    // connections closed for want of room
+	struct client_list clients; // most recently idle last
+	size_t client_count;
+	uint64_t refused;                    // clients turned away for want of room
 	struct upstream_list idle_upstreams; // most recently used first
 	size_t idle_upstream_count;
 	struct way_list ways; // to microVMs, with the streams to them
 
 	struct buffer_pool buffers;
-	struct http_head head; // of the message that is being looked at; never kept across events
+	unsigned char random[4096]; // for the names of requests; used from its end
+	size_t random_left;
+	struct http_head head;       // of the message that is being looked at; never kept across events
+	char scratch[HTTP_HEAD_MAX]; // within one function only
 	char read_buffer[EDGE_READ_SIZE];
 };
 
@@ -63,5 +68,7 @@ static inline void edge_hold(struct edge *ed) {
 	ed->references++;
 }
 void edge_let_go(struct edge *ed);
+// A UUID for a request.
+void edge_request_id(struct edge *ed, char to[static UUID_TEXT]);
 // Makes sure that the sweep runs while there is something to sweep.
 void edge_watch(struct edge *ed);

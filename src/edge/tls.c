@@ -69,11 +69,11 @@ static void make_bio_method(void) {
 	BIO_meth_set_create(bio_method, bio_create);
 }
 
-// Chooses http/1.1, or http/1.0 for those that know nothing newer; a client that names protocols and neither of these is refused (RFC 7301
+// Chooses h2, http/1.1, or http/1.0 for those that know nothing newer; a client that names protocols and none of these is refused (RFC 7301
 // section 3.2).
 static int select_protocol(SSL *ssl, const unsigned char **out, unsigned char *out_size, const unsigned char *in, unsigned int in_size,
 			   void *arg) {
-	static const unsigned char ours[] = "\x08http/1.1\x08http/1.0";
+	static const unsigned char ours[] = "\x02h2\x08http/1.1\x08http/1.0";
 	unsigned char *chosen;
 	if (SSL_select_next_proto(&chosen, out_size, ours, sizeof(ours) - 1, in, in_size) != OPENSSL_NPN_NEGOTIATED)
 		return SSL_TLSEXT_ERR_ALERT_FATAL;
@@ -180,6 +180,13 @@ ssize_t tls_write(struct tls *t, const char *data, size_t size) {
 		return (ssize_t)written;
 	ERR_clear_error();
 	return -EPROTO;
+}
+
+bool tls_speaks(const struct tls *t, const char *protocol) {
+	const unsigned char *name = NULL;
+	unsigned size = 0;
+	SSL_get0_alpn_selected(t->ssl, &name, &size);
+	return size == strlen(protocol) && memcmp(name, protocol, size) == 0;
 }
 
 void tls_end(struct tls *t) {

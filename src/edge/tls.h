@@ -22,7 +22,7 @@ struct tls {
 	bool ended;         // the peer's close_notify came
 };
 
-// A context for servers: TLS 1.2 and 1.3, ALPN http/1.1. The caller frees it with SSL_CTX_free().
+// A context for servers: TLS 1.2 and 1.3, ALPN h2 and http/1.1. The caller frees it with SSL_CTX_free().
 SSL_CTX *tls_context_new(X509 *certificate, EVP_PKEY *key, struct error *e);
 
 int tls_start(struct tls *t, SSL_CTX *context, struct buffer_pool *pool);
@@ -42,6 +42,9 @@ ssize_t tls_read(struct tls *t, char *to, size_t room);
 
 // Encrypts up to TLS_RECORD_MAX bytes into t->out. Returns how many were taken (0: t->out must be sent first) or -EPROTO.
 ssize_t tls_write(struct tls *t, const char *data, size_t size);
+
+// Whether client and edge have agreed on this protocol (ALPN). Known once t->ready.
+bool tls_speaks(const struct tls *t, const char *protocol);
 
 // Appends the close_notify.
 void tls_end(struct tls *t);

@@ -161,7 +161,7 @@ int token_add_ports(struct token_claims *c, uint32_t first, uint32_t last, struc
 
 // Refuses what read_record() would refuse.
 static bool claims_in_order(const struct token_claims *c) {
-	if ((c->kind != TOKEN_HTTP && c->kind != TOKEN_SHELL) || c->microvm[0] == '\0' || c->port_count > TOKEN_PORTS_MAX ||
+	if (c->kind < TOKEN_HTTP || c->kind > TOKEN_OPERATOR || c->microvm[0] == '\0' || c->port_count > TOKEN_PORTS_MAX ||
 	    c->expires_ms < 0)
 		return false;
 	for (size_t i = 0; i < c->port_count; i++)

@@ -17,7 +17,11 @@
 #define TOKEN_PORTS_MAX 96   // ranges, after neighbouring and overlapping ones are merged
 #define TOKEN_MICROVM_MAX 47 // characters of a microVM's id
 
-enum token_kind { TOKEN_HTTP = 1, TOKEN_SHELL = 2 };
+enum token_kind {
+	TOKEN_HTTP = 1,
+	TOKEN_SHELL = 2,
+	TOKEN_OPERATOR = 3, // as TOKEN_SHELL, for the operator: whatever the ingress connectors say
+};
 
 struct port_range {
 	uint16_t first, last; // both included; 1 ≤ first ≤ last

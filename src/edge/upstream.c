@@ -286,8 +286,13 @@ void upstream_begin(struct upstream *u) {
 	}
 	u->attaching = u->host_port != 0;
 	u->answer_used = 0;
-	int n = u->attaching ? snprintf(lines, sizeof(lines), "ATTACH %u\n", u->host_port)
-			     : snprintf(lines, sizeof(lines), "CONNECT %d\nTCP %u\n", STREAM_PORT, u->port);
+	int n;
+	if (u->attaching)
+		n = snprintf(lines, sizeof(lines), "ATTACH %u\n", u->host_port);
+	else if (u->port == UPSTREAM_SESSION)
+		n = snprintf(lines, sizeof(lines), "CONNECT %d\nSESSION\n", STREAM_PORT);
+	else
+		n = snprintf(lines, sizeof(lines), "CONNECT %d\nTCP %u\n", STREAM_PORT, u->port);
 	if (r == 0 && wire_write(u->wire, lines, (size_t)n) != n)
 		r = -EPIPE;
 	if (r < 0) {

@@ -13,6 +13,8 @@
 #include "edge/state.h"
 #include "edge/wire.h"
 
+#define UPSTREAM_SESSION 0 // in place of a port: a session with the guest agent itself (docs/agent-protocol.md, SESSION)
+
 enum upstream_phase {
 	UPSTREAM_CONNECTING, // to the VMM; or waiting for it, in line or asleep
 	UPSTREAM_GREETING,   // waiting for the answers of VMM and agent

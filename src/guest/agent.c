@@ -102,12 +102,14 @@ int agent_init(struct agent *a, const struct agent_options *o, struct error *e) 
 	a->application.exited_arg = a;
 	builder_init(&a->builder, &a->loop, &a->children, &a->events, a->options.build_program, a->options.application.run,
 		     a->options.application.cgroups);
+	sessions_init(&a->sessions, &a->loop, &a->children, &a->application);
 	return 0;
 }
 
 void agent_end(struct agent *a) {
 	control_close_all(a);
 	stream_close_all(a);
+	sessions_end(&a->sessions);
 	application_end(&a->application);
 	builder_cancel(&a->builder);
 	// Its processes are dead; reap them, so that nothing of ours calls back later.

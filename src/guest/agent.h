@@ -11,6 +11,7 @@
 #include "guest/forward.h"
 #include "guest/hook.h"
 #include "guest/loop.h"
+#include "guest/session.h"
 
 #include <stdbool.h>
 
@@ -30,6 +31,7 @@ struct agent {
 	struct hooks hooks;
 	struct application application;
 	struct builder builder;
+	struct sessions sessions;
 	struct source control_listener, stream_listener;
 	struct control *controls;
 	struct opening *openings;

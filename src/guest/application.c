@@ -31,6 +31,7 @@
 #define FREEZE_PAUSE_FIRST_NS 1000000ull
 #define FREEZE_PAUSE_LAST_NS 20000000ull
 #define CRUN_LOG_MAX 65536
+#define CONFIG_MAX (4u << 20)
 #define CONTAINER "app"
 #define OPEN_FILES 65536
 
@@ -82,7 +83,7 @@ static void read_names(const char *root, const char *path, char **data, size_t *
 		*size = 0;
 }
 
-static int resolve_user(const struct application *a, const char *spec, struct user *ret, struct error *e) {
+int application_user(const struct application *a, const char *spec, struct user *ret, struct error *e) {
 	cleanup_free char *passwd = NULL, *group = NULL;
 	size_t passwd_size = 0, group_size = 0;
 
@@ -166,6 +167,19 @@ static int write_bundle(const struct application *a, const struct start_request 
 	if (text == NULL)
 		return error_set(e, -ENOMEM, "out of memory");
 	return write_plain(folder, "config.json", text, strlen(text), e);
+}
+
+int application_config(const struct application *a, json_t **ret, struct error *e) {
+	cleanup_free char *text = NULL;
+	char path[PATH_MAX];
+	size_t size = 0;
+
+	snprintf(path, sizeof(path), "%s/bundle/config.json", a->paths.run);
+	int r = read_file(path, CONFIG_MAX, &text, &size, e);
+	if (r < 0)
+		return r;
+	*ret = json_parse_object(text, size, CONFIG_MAX, path, e);
+	return *ret != NULL ? 0 : -EBADMSG;
 }
 
 // crun.
@@ -318,7 +332,7 @@ int application_start(struct application *a, const struct start_request *q, appl
 		return error_wrap(e, r, "the image's disk has no usable configuration; build the image again");
 	r = image_config_parse(text, size, &image, e);
 	if (r == 0)
-		r = resolve_user(a, image.user, &user, e);
+		r = application_user(a, image.user, &user, e);
 	if (r == 0)
 		r = write_bundle(a, q, &user, &image, e);
 	image_config_free(&image);

@@ -6,6 +6,7 @@
 #include "guest/job.h"
 #include "guest/output.h"
 #include "guest/request.h"
+#include "guest/users.h"
 
 #include <stdbool.h>
 
@@ -62,5 +63,10 @@ int application_freeze(struct application *a, application_done done, void *arg, 
 
 // One write(2); nothing when it does not run.
 int application_thaw(struct application *a, struct error *e);
+
+// Resolves a USER ("name", "uid:gid", …) by the image's passwd and group.
+int application_user(const struct application *a, const char *spec, struct user *ret, struct error *e);
+// The runtime configuration that it was started with; a new reference.
+int application_config(const struct application *a, json_t **ret, struct error *e);
 
 const char *application_state_name(enum application_state s);

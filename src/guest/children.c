@@ -80,9 +80,20 @@ void children_forget(struct children *c, struct child *child) {
 		}
 }
 
+void become_ordinary(void) {
+	sigset_t none;
+
+	// The agent's own score would make the program the last one to be chosen when memory is short.
+	int score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	if (score >= 0)
+		(void)!write(score, "0", 1);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	signal(SIGPIPE, SIG_DFL);
+}
+
 // In the new process, between fork and exec: system calls only.
 static void become(const struct spawn *s, int report) {
-	sigset_t none;
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
 	if (s->cgroup_procs != NULL) {
@@ -90,14 +101,8 @@ static void become(const struct spawn *s, int report) {
 		if (procs >= 0)
 			(void)!write(procs, "0", 1);
 	}
-	// The agent's own score would make the program the last one to be chosen when memory is short.
-	int score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-	if (score >= 0)
-		(void)!write(score, "0", 1);
+	become_ordinary();
 	setpgid(0, 0);
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	signal(SIGPIPE, SIG_DFL);
 	if (null >= 0 && dup2(null, 0) == 0 && dup2(s->standard_output >= 0 ? s->standard_output : null, 1) == 1 &&
 	    dup2(s->standard_error >= 0 ? s->standard_error : null, 2) == 2 && chdir(s->folder) == 0)
 		execve(s->argv[0], (char *const *)(uintptr_t)s->argv, (char *const *)(uintptr_t)s->env);

@@ -34,6 +34,10 @@ void children_end(struct children *c);
 void children_watch(struct children *c, struct child *child);
 void children_forget(struct children *c, struct child *child);
 
+// In a new process: what it must not inherit from the agent (blocked and ignored signals, its place when memory is short), undone.
+// System calls only.
+void become_ordinary(void);
+
 struct spawn {
 	const char *const *argv;
 	const char *const *env;

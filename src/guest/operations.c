@@ -80,6 +80,18 @@ static uint64_t available_memory(const struct agent *a) {
 	return (uint64_t)kib << 10;
 }
 
+// Whether a TCP socket listens (proc(5), /proc/net/tcp: the fourth column is the state, 0A is LISTEN). The agent itself listens on vsock only, so
+// in a guest it is the application's.
+static bool something_listens(const char *path) {
+	cleanup_file FILE *f = fopen(path, "re");
+	char line[256], tcp_state[3];
+
+	while (f != NULL && fgets(line, sizeof(line), f) != NULL)
+		if (sscanf(line, "%*s %*s %*s %2s", tcp_state) == 1 && strcmp(tcp_state, "0A") == 0)
+			return true;
+	return false;
+}
+
 static void state(struct operation *o) {
 	struct agent *a = o->agent;
 	struct sysinfo s = {0};
@@ -88,6 +100,7 @@ static void state(struct operation *o) {
 	json_t *r = json_pack("{s:s, s:{s:I, s:I, s:I}}", "application", application_state_name(a->application.state), "memory",
 			      "totalBytes", (json_int_t)s.totalram * s.mem_unit, "freeBytes", (json_int_t)s.freeram * s.mem_unit,
 			      "availableBytes", (json_int_t)available_memory(a));
+	json_object_set_new(r, "listening", json_boolean(something_listens("/proc/net/tcp") || something_listens("/proc/net/tcp6")));
 	if (a->application.state == APPLICATION_EXITED)
 		json_object_set_new(r, "exitCode", json_integer(a->application.exit_code));
 	if (a->application.state == APPLICATION_RUNNING || a->application.state == APPLICATION_FROZEN)

@@ -76,6 +76,19 @@ static json_t *capability_set(const struct runtime_options *o) {
 	return a;
 }
 
+uint64_t runtime_capability_bits(const json_t *names) {
+	uint64_t bits = 0;
+	const json_t *name;
+	size_t at;
+
+	json_array_foreach(names, at, name) {
+		for (size_t i = 0; i < sizeof(capability_names) / sizeof(*capability_names); i++)
+			if (json_is_string(name) && strcmp(json_string_value(name), capability_names[i]) == 0)
+				bits |= 1ull << i;
+	}
+	return bits;
+}
+
 // A user other than root gets them in the bounding set only: what execve(2) of a set-user-ID program could give back.
 static json_t *capabilities(const struct runtime_options *o) {
 	json_t *sets = json_object();

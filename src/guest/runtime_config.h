@@ -24,3 +24,6 @@ struct runtime_options {
 
 // Returns a new reference, or NULL with *e set.
 json_t *runtime_config(const struct runtime_options *o, struct error *e);
+
+// A bit per capability that an array of names ("CAP_CHOWN") has.
+uint64_t runtime_capability_bits(const json_t *names);

@@ -45,6 +45,10 @@ ssize_t stream_request_parse(const char *data, size_t size, struct stream_reques
 		*ret = (struct stream_request){.kind = STREAM_EVENTS};
 		return (ssize_t)n + 1;
 	}
+	if (n == 7 && memcmp(data, "SESSION", 7) == 0) {
+		*ret = (struct stream_request){.kind = STREAM_SESSION};
+		return (ssize_t)n + 1;
+	}
 	*ret = (struct stream_request){.kind = STREAM_TCP};
 	if (n > 4 && memcmp(data, "TCP ", 4) == 0 && parse_port(data + 4, n - 4, &ret->port) == 0)
 		return (ssize_t)n + 1;
@@ -85,6 +89,8 @@ static void decide(struct opening *o, const char *data, size_t size) {
 			close(release(o));
 	} else if (q.kind == STREAM_EVENTS) {
 		events_attach(&a->events, release(o));
+	} else if (q.kind == STREAM_SESSION) {
+		session_start(&a->sessions, release(o), data + n, size - (size_t)n);
 	} else {
 		forward_start(&a->forwards, release(o), q.port, data + n, size - (size_t)n);
 	}

@@ -8,7 +8,7 @@
 
 #define STREAM_LINE_MAX 64
 
-enum stream_kind { STREAM_TCP, STREAM_EVENTS };
+enum stream_kind { STREAM_TCP, STREAM_EVENTS, STREAM_SESSION };
 
 struct stream_request {
 	enum stream_kind kind;

@@ -74,10 +74,28 @@ int builder_run(struct build *b, uint64_t *ret_bytes, struct error *e);
 // initialise.c: boots the image, waits until it is ready, snapshots it, validates it -----------------------------------------------
 int image_initialise(struct build *b, struct error *e);
 
-// pipeline.c --------------------------------------------------------------------------------------------------------------------
-int build_queue(struct engine *en, struct build *b, struct error *e); // takes over b
+// assets.c ----------------------------------------------------------------------------------------------------------------------
+int images_read_assets(struct engine *en, struct error *e);
+
+// recover.c ---------------------------------------------------------------------------------------------------------------------
+int images_recover(struct engine *en, struct error *e);
+
+// versions.c --------------------------------------------------------------------------------------------------------------------
+// The errors of the API.
+int image_is_missing(const char *arn, struct error *e);
+int image_is_busy(const char *state, struct error *e);
+// The second step of a deletion: files, then records. What cannot be removed is DELETE_FAILED.
+void image_remove(struct engine *en, const char *uuid);
+void image_remove_version(struct engine *en, const char *uuid, const char *version);
+
+// record.c ----------------------------------------------------------------------------------------------------------------------
+void version_folder(const struct engine *en, const char *image_uuid, const char *version, char to[IMAGE_PATH]);
 void build_free(struct build *b);
+int build_record_begin(struct build *b, struct error *e);
+int build_record_success(struct build *b, struct error *e); // the files are there; their sizes are recorded
 // Records the end of a version's build that failed, and removes its files but for the log.
 int build_record_failure(struct engine *en, struct store_image *i, struct store_version *v, struct store_build *r, const char *reason,
 			 struct error *e);
-void version_folder(const struct engine *en, const char *image_uuid, const char *version, char to[IMAGE_PATH]);
+
+// pipeline.c --------------------------------------------------------------------------------------------------------------------
+int build_queue(struct engine *en, struct build *b, struct error *e); // takes over b

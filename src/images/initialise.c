@@ -25,8 +25,7 @@
 #define SETTLE_MAX_MS 5000 // without a ready hook: at most this, scaled
 #define SETTLE_LIMIT_MS 30000
 #define SETTLE_POLL_MS 200
-#define SETTLE_AFTER_MS 300 // from the first accepted connection to the snapshot
-#define DEFAULT_PORT 8080   // spec section 5
+#define SETTLE_AFTER_MS 300 // from the moment at which it listens to the snapshot
 
 static int boot(struct build *b, struct error *e) {
 	int fds[FDS_MAX];
@@ -92,8 +91,8 @@ static int application_ended(const struct build *b, int exit_code, struct error 
 		exit_code, b->log.last_size > 0 ? b->log.last : "(none)");
 }
 
-// -EREMOTEIO with a reason when the application has ended.
-static int check_running(struct build *b, struct agent *a, struct error *e) {
+// -EREMOTEIO with a reason when the application has ended. *listens (may be NULL): it listens on some port.
+static int check_running(struct build *b, struct agent *a, bool *listens, struct error *e) {
 	json_t *reply = NULL;
 	int r = agent_call(a, json_pack("{s:s}", "op", "state"), scaled_ms(b->en, REPLY_MS), &reply, e);
 	if (r < 0)
@@ -103,26 +102,26 @@ static int check_running(struct build *b, struct agent *a, struct error *e) {
 		usleep(SETTLE_POLL_MS * 1000); // its last words are on their way
 		r = application_ended(b, (int)json_integer_value(json_object_get(reply, "exitCode")), e);
 	}
+	if (listens != NULL)
+		*listens = json_is_true(json_object_get(reply, "listening"));
 	json_decref(reply);
 	return r;
 }
 
+// Without a ready hook: until the application listens somewhere, and a moment more.
 static int wait_settled(struct build *b, struct agent *a, struct error *e) {
 	int limit = scaled_ms(b->en, SETTLE_MAX_MS);
 	uint64_t until = monotonic_ms() + (uint64_t)(limit < SETTLE_LIMIT_MS ? limit : SETTLE_LIMIT_MS);
-	unsigned port = b->settings.hook_port > 0 ? (unsigned)b->settings.hook_port : DEFAULT_PORT;
-	bool accepts = false;
+	bool listens = false;
 	int r = 0;
-	while (r == 0 && !accepts && monotonic_ms() < until) {
-		r = check_running(b, a, e);
-		accepts = r == 0 && (agent_port_accepts(b->slot.vsock, port, SETTLE_POLL_MS * 10) ||
-				     (port != DEFAULT_PORT && agent_port_accepts(b->slot.vsock, DEFAULT_PORT, SETTLE_POLL_MS * 10)));
+	while (r == 0 && !listens && monotonic_ms() < until) {
+		r = check_running(b, a, &listens, e);
 		if (r == 0)
-			usleep((accepts ? SETTLE_AFTER_MS : SETTLE_POLL_MS) * 1000);
+			usleep((listens ? SETTLE_AFTER_MS : SETTLE_POLL_MS) * 1000);
 	}
-	if (r == 0 && !accepts)
-		output_log_note(&b->log, "nothing accepts connections on port %u; the snapshot is taken as it is", port);
-	return r == 0 ? check_running(b, a, e) : r;
+	if (r == 0 && !listens)
+		output_log_note(&b->log, "the application listens on no port; the snapshot is taken as it is");
+	return r == 0 ? check_running(b, a, NULL, e) : r;
 }
 
 // Calls a build hook and turns its answer into the service's sentence.
@@ -135,7 +134,7 @@ static int call_hook(struct build *b, struct agent *a, enum image_hook hook, str
 		r = agent_receive_hook(a, build_time_left(b, timeout_ms + scaled_ms(b->en, REPLY_MS)), &answer, e);
 	if (r < 0 || answer.result == HOOK_OK)
 		return r;
-	if (answer.result == HOOK_EXITED && check_running(b, a, e) < 0)
+	if (answer.result == HOOK_EXITED && check_running(b, a, NULL, e) < 0)
 		return -EREMOTEIO;
 	char reason[REASON_MAX];
 	hook_reason(name, true, b->settings.hook_port, timeout_ms, &answer, reason, sizeof(reason));

@@ -112,15 +112,6 @@ int vsock_connect(const char *vsock_path, unsigned port, int timeout_ms, struct 
 	return r < 0 ? r : take_fd(&fd);
 }
 
-bool agent_port_accepts(const char *vsock_path, unsigned port, int timeout_ms) {
-	cleanup_close int fd = vsock_connect(vsock_path, AGENT_STREAM_PORT, timeout_ms, NULL);
-	if (fd < 0)
-		return false;
-	char line[LINE_ROOM];
-	int n = snprintf(line, sizeof(line), "TCP %u\n", port);
-	return send_with_fds(fd, line, (size_t)n, NULL, 0) == 0 && read_answer(fd, timeout_ms) == 0;
-}
-
 int agent_begin(const char *vsock_path, struct agent *ret, struct error *e) {
 	*ret = (struct agent){.fd = vsock_begin(vsock_path, AGENT_CONTROL_PORT, e)};
 	return ret->fd < 0 ? ret->fd : 0;

@@ -30,8 +30,6 @@ void agent_close(struct agent *a);
 
 // Opens a stream to a guest's port: `CONNECT <port>` and its answer. Returns the descriptor. -ECONNREFUSED: nobody listens there.
 int vsock_connect(const char *vsock_path, unsigned port, int timeout_ms, struct error *e);
-// Whether a TCP port on the guest's loopback accepts connections.
-bool agent_port_accepts(const char *vsock_path, unsigned port, int timeout_ms);
 // Reads one line, newline excluded, and not a byte more. Returns its length or a negative errno.
 int read_line(int fd, char *to, size_t room, int timeout_ms);
 

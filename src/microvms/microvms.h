@@ -30,11 +30,14 @@ struct microvm_run {
 	bool has_idle_policy;
 	int64_t max_idle_s, suspended_s;
 	bool auto_resume;
-	const char *run_hook_payload; // NULL: none
-	const char *config;           // JSON: what GetMicrovm echoes (connectors, role, …)
+	const char *run_hook_payload;                                     // NULL: none
+	const char *config;                                               // JSON: what GetMicrovm echoes (connectors, role, …)
+	struct store_token *token;                                        // NULL: none; its answer is made by …
+	char *(*answer)(struct engine *en, const struct store_microvm *); // … this from the new record. NULL: out of memory
 };
 
-// Records a microVM as PENDING, fills *ret, and starts it on a worker: the call returns once it is recorded. [worker]
+// Records a microVM as PENDING, fills *ret, and starts it on a worker: the call returns once it is recorded. ResourceNotFoundException when the
+// version can be launched no more. [worker]
 int microvm_run(struct engine *en, const struct microvm_run *r, struct store_microvm *ret, struct error *e);
 
 // Idempotent, as the service's operations; errors are named with the API's exception names (struct error.name):

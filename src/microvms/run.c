@@ -153,6 +153,16 @@ static int fill_record(const struct microvm_run *r, struct store_microvm *to) {
 	return to->config == NULL ? -ENOMEM : 0;
 }
 
+// The record, and with it the token.
+static int record_run(struct engine *en, const struct microvm_run *r, const struct store_microvm *record, struct error *e) {
+	if (r->token != NULL && (r->token->answer = r->answer(en, record)) == NULL)
+		return error_set(e, -ENOMEM, "out of memory");
+	int result = store_add_microvm(en->store, record, r->token, e);
+	if (result == -ENOENT)
+		return error_named(e, result, "ResourceNotFoundException", "No active version found for MicroVM image %s", r->image->arn);
+	return result;
+}
+
 int microvm_run(struct engine *en, const struct microvm_run *r, struct store_microvm *ret, struct error *e) {
 	struct store_microvm record;
 	if (en->microvms->stopping)
@@ -191,7 +201,7 @@ int microvm_run(struct engine *en, const struct microvm_run *r, struct store_mic
 	// The launch changes m->record as it goes; what is recorded, and answered, is the beginning. Its config is m's: the answer gets a copy.
 	struct store_microvm answer = record;
 	answer.config = strdup(record.config);
-	result = answer.config == NULL ? error_set(e, -ENOMEM, "out of memory") : store_add_microvm(en->store, &record, e);
+	result = answer.config == NULL ? error_set(e, -ENOMEM, "out of memory") : record_run(en, r, &record, e);
 	pthread_mutex_lock(&m->lock);
 	m->recorded = result == 0 ? 1 : -1;
 	pthread_cond_broadcast(&m->changed);

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "stasisd/engine.h"
+#include "stasisd/metrics.h"
 
 #include <stdio.h>
 
@@ -34,6 +35,7 @@ void stages_flush(struct engine *en, struct stages *s) {
 		const struct stage *x = &s->list[i];
 		log_info("stage", LOG_S("subject", s->subject), LOG_S("operation", s->operation), LOG_S("stage", x->name),
 			 LOG_U("us", x->us));
+		metrics_stage(s->operation, x->name, (uint64_t)x->us);
 		struct error e;
 		if (store_add_stage(en->store, s->subject, x->name, x->started_ms, x->us, s->operation, &e) < 0)
 			log_warn("stage.store", LOG_S("subject", s->subject), LOG_S("message", e.message));

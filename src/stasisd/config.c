@@ -64,6 +64,7 @@ static const struct member members[] = {
 	NUMBER("builderVcpus", MEMBER_INT, builder_vcpus, 1, 16, 2),
 	NUMBER("concurrentBuilds", MEMBER_INT, concurrent_builds, 1, 64, 1),
 	NUMBER("buildLimitSeconds", MEMBER_INT64, build_limit_s, 10, 86400, 3600),
+	TEXT("metricsToken", MEMBER_TEXT, metrics_token, ""),
 	TEXT("logLevel", MEMBER_LEVEL, log_level, "info"),
 };
 #define MEMBERS (sizeof(members) / sizeof(members[0]))

@@ -36,6 +36,7 @@ struct config {
 	int builder_vcpus;            // "builderVcpus": 2
 	int concurrent_builds;        // "concurrentBuilds": 1
 	int64_t build_limit_s;        // "buildLimitSeconds": 3600; a build that takes longer fails
+	char metrics_token[129];      // "metricsToken": with it as bearer token the metrics may be read; empty: only by signed calls
 	char log_level[8];            // "logLevel": info; debug, info, warn, error
 };
 

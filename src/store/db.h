@@ -77,5 +77,8 @@ struct db_page {
 int db_page_start(struct db_page *p, const char *cursor, char next[STORE_CURSOR_MAX], struct error *e);
 int db_page_read(struct store *s, sqlite3_stmt *st, struct db_page *p, char next[STORE_CURSOR_MAX], struct error *e);
 
+// tokens.c: keeps a client token, in the transaction that makes what it stands for. -EEXIST: it is kept already; -EDQUOT.
+int token_add(struct store *s, const struct store_token *t, struct error *e);
+
 // schema.c: brings the database to the current version, refusing one that a newer program wrote.
 int schema_upgrade(struct store *s, struct error *e);

@@ -1,4 +1,4 @@
-// Records of images, versions and builds.
+// Records of images, versions and builds: reading them. What changes them is in image_changes.c.
 #include "store/db.h"
 
 #include "base/cleanup.h"
@@ -19,7 +19,7 @@ void store_build_clear(struct store_build *r) {
 	(void)r; // nothing of it is allocated; here so that all records are treated alike
 }
 
-#define IMAGE_COLUMNS "uuid, account, name, arn, state, latest_active, latest_failed, created_ms, updated_ms, tags, seq"
+#define IMAGE_COLUMNS "uuid, account, name, arn, state, latest_active, latest_failed, created_ms, updated_ms, tags, last_version, seq"
 #define VERSION_COLUMNS "image_uuid, version, state, status, state_reason, created_ms, updated_ms, config, seq"
 #define BUILD_COLUMNS                                                                                                                    \
 	"build_id, image_uuid, version, state, architecture, state_reason, created_ms, ended_ms, memory_bytes, code_bytes, disk_bytes, " \
@@ -27,7 +27,9 @@ void store_build_clear(struct store_build *r) {
 
 static int read_image(sqlite3_stmt *st, void *record, int64_t *seq) {
 	struct store_image *r = record;
-	*r = (struct store_image){.created_ms = sqlite3_column_int64(st, 7), .updated_ms = sqlite3_column_int64(st, 8)};
+	*r = (struct store_image){.created_ms = sqlite3_column_int64(st, 7),
+				  .updated_ms = sqlite3_column_int64(st, 8),
+				  .last_version = sqlite3_column_int64(st, 10)};
 	db_text(st, 0, r->uuid, sizeof(r->uuid));
 	db_text(st, 1, r->account, sizeof(r->account));
 	db_text(st, 2, r->name, sizeof(r->name));
@@ -35,7 +37,7 @@ static int read_image(sqlite3_stmt *st, void *record, int64_t *seq) {
 	db_text(st, 4, r->state, sizeof(r->state));
 	db_text(st, 5, r->latest_active_version, sizeof(r->latest_active_version));
 	db_text(st, 6, r->latest_failed_version, sizeof(r->latest_failed_version));
-	*seq = sqlite3_column_int64(st, 10);
+	*seq = sqlite3_column_int64(st, 11);
 	r->tags = db_text_copy(st, 9);
 	return r->tags == NULL ? -ENOMEM : 0;
 }
@@ -72,113 +74,6 @@ static int read_build(sqlite3_stmt *st, void *record, int64_t *seq) {
 	return 0;
 }
 
-static int insert_version(struct store *s, const char *account, const struct store_version *v, struct error *e) {
-	return db_exec(s, e,
-		       "INSERT INTO versions(image_uuid, version, state, status, state_reason, created_ms, updated_ms, config, account)"
-		       " VALUES(?,?,?,?,?,?,?,?,?)",
-		       "sssssiiss", v->image_uuid, v->version, v->state, v->status, v->state_reason, v->created_ms, v->updated_ms,
-		       v->config == NULL ? "{}" : v->config, account);
-}
-
-static int insert_build(struct store *s, const struct store_build *b, struct error *e) {
-	return db_exec(
-		s, e,
-		"INSERT INTO builds(build_id, image_uuid, version, state, architecture, state_reason, created_ms, ended_ms, memory_bytes,"
-		" code_bytes, disk_bytes) VALUES(?,?,?,?,?,?,?,?,?,?,?)",
-		"ssssssiiiii", b->build_id, b->image_uuid, b->version, b->state, b->architecture, b->state_reason, b->created_ms,
-		b->ended_ms, b->memory_bytes, b->code_bytes, b->disk_bytes);
-}
-
-int store_add_image(struct store *s, const struct store_image *i, const struct store_version *v, const struct store_build *b,
-		    struct error *e) {
-	DB_LOCKED(s);
-	int r = db_begin(s, e);
-	if (r < 0)
-		return r;
-	r = db_exec(s, e,
-		    "INSERT INTO images(uuid, account, name, arn, state, latest_active, latest_failed, created_ms, updated_ms, tags)"
-		    " VALUES(?,?,?,?,?,?,?,?,?,?)",
-		    "sssssssiis", i->uuid, i->account, i->name, i->arn, i->state, i->latest_active_version, i->latest_failed_version,
-		    i->created_ms, i->updated_ms, i->tags == NULL ? "{}" : i->tags);
-	if (r >= 0)
-		r = insert_version(s, i->account, v, e);
-	if (r >= 0)
-		r = insert_build(s, b, e);
-	r = db_end(s, r, e);
-	return r < 0 ? r : 0;
-}
-
-// A statement that must have changed exactly one record.
-static int one(int r, struct error *e, const char *what, const char *which) {
-	if (r < 0)
-		return r;
-	return r == 0 ? error_set(e, -ENOENT, "no such %s: %s", what, which) : 0;
-}
-
-static int update_image(struct store *s, const struct store_image *r, struct error *e) {
-	return one(db_exec(s, e, "UPDATE images SET state=?, latest_active=?, latest_failed=?, updated_ms=?, tags=? WHERE uuid=?", "sssiss",
-			   r->state, r->latest_active_version, r->latest_failed_version, r->updated_ms, r->tags == NULL ? "{}" : r->tags,
-			   r->uuid),
-		   e, "image", r->uuid);
-}
-
-static int update_version(struct store *s, const struct store_version *r, struct error *e) {
-	return one(db_exec(s, e,
-			   "UPDATE versions SET state=?, status=?, state_reason=?, updated_ms=?, config=coalesce(?, config) WHERE "
-			   "image_uuid=? AND version=?",
-			   "sssisss", r->state, r->status, r->state_reason, r->updated_ms, r->config, r->image_uuid, r->version),
-		   e, "version", r->version);
-}
-
-static int update_build(struct store *s, const struct store_build *r, struct error *e) {
-	return one(db_exec(s, e,
-			   "UPDATE builds SET state=?, state_reason=?, ended_ms=?, memory_bytes=?, code_bytes=?, disk_bytes=? WHERE "
-			   "build_id=?",
-			   "ssiiiis", r->state, r->state_reason, r->ended_ms, r->memory_bytes, r->code_bytes, r->disk_bytes, r->build_id),
-		   e, "build", r->build_id);
-}
-
-int store_update_image(struct store *s, const struct store_image *r, struct error *e) {
-	DB_LOCKED(s);
-	return update_image(s, r, e);
-}
-int store_update_version(struct store *s, const struct store_version *r, struct error *e) {
-	DB_LOCKED(s);
-	return update_version(s, r, e);
-}
-int store_update_build(struct store *s, const struct store_build *r, struct error *e) {
-	DB_LOCKED(s);
-	return update_build(s, r, e);
-}
-
-int store_finish_build(struct store *s, const struct store_image *i, const struct store_version *v, const struct store_build *b,
-		       struct error *e) {
-	DB_LOCKED(s);
-	int r = db_begin(s, e);
-	if (r < 0)
-		return r;
-	r = update_image(s, i, e);
-	if (r >= 0)
-		r = update_version(s, v, e);
-	if (r >= 0)
-		r = update_build(s, b, e);
-	r = db_end(s, r, e);
-	return r < 0 ? r : 0;
-}
-
-int store_delete_image(struct store *s, const char *uuid, struct error *e) {
-	DB_LOCKED(s);
-	int r = db_begin(s, e);
-	if (r < 0)
-		return r;
-	// '0' follows '/' in ASCII: the range holds exactly the subjects "<uuid>/…".
-	r = db_exec(s, e, "DELETE FROM stages WHERE subject >= ?1 || '/' AND subject < ?1 || '0'", "s", uuid);
-	if (r >= 0)
-		r = one(db_exec(s, e, "DELETE FROM images WHERE uuid=?", "s", uuid), e, "image", uuid);
-	r = db_end(s, r, e);
-	return r < 0 ? r : 0;
-}
-
 static int get_image(struct store *s, const char *sql, const char *by, struct store_image *ret, struct error *e) {
 	DB_LOCKED(s);
 	db_statement st = NULL;
@@ -201,26 +96,19 @@ int store_get_image(struct store *s, const char *uuid, struct store_image *ret, 
 	return get_image(s, "SELECT " IMAGE_COLUMNS " FROM images WHERE uuid=?", uuid, ret, e);
 }
 
-static int get_version(struct store *s, const char *sql, const char *a, const char *b, struct store_version *ret, struct error *e) {
+int store_get_version(struct store *s, const char *image_uuid, const char *version, struct store_version *ret, struct error *e) {
 	DB_LOCKED(s);
 	db_statement st = NULL;
-	int r = db_query(s, &st, e, sql, "ss", a, b);
+	int r = db_query(s, &st, e, "SELECT " VERSION_COLUMNS " FROM versions WHERE image_uuid=? AND version=?", "ss", image_uuid, version);
 	if (r >= 0)
 		r = db_step(s, st, e);
 	if (r < 0)
 		return r;
 	int64_t seq;
 	if (r == 0)
-		return error_set(e, -ENOENT, "no such version: %s", b);
+		return error_set(e, -ENOENT, "no such version: %s", version);
 	r = read_version(st, ret, &seq);
 	return r < 0 ? error_set(e, r, "out of memory reading a version") : 0;
-}
-
-int store_get_version(struct store *s, const char *image_uuid, const char *version, struct store_version *ret, struct error *e) {
-	return get_version(s, "SELECT " VERSION_COLUMNS " FROM versions WHERE image_uuid=? AND version=?", image_uuid, version, ret, e);
-}
-int store_get_version_by_token(struct store *s, const char *account, const char *token, struct store_version *ret, struct error *e) {
-	return get_version(s, "SELECT " VERSION_COLUMNS " FROM versions WHERE account=? AND client_token=?", account, token, ret, e);
 }
 
 int store_get_build(struct store *s, const char *image_uuid, const char *version, const char *build_id, struct store_build *ret,

@@ -42,17 +42,35 @@ static int read_microvm(sqlite3_stmt *st, void *record, int64_t *seq) {
 	return r->config == NULL ? -ENOMEM : 0;
 }
 
-int store_add_microvm(struct store *s, const struct store_microvm *r, struct error *e) {
-	DB_LOCKED(s);
-	int done =
-		db_exec(s, e,
+// The condition is part of the insertion, so that no deletion and no deactivation comes in between.
+static int insert(struct store *s, const struct store_microvm *r, struct error *e) {
+	int n = db_exec(s, e,
 			"INSERT INTO microvms(id, account, endpoint, image_uuid, image_arn, version, state, state_reason, started_ms, "
 			"terminated_ms,"
 			" maximum_duration_s, has_idle_policy, max_idle_s, suspended_s, auto_resume, suspended_at_ms, vmm, config)"
-			" VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+			" SELECT ?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18 WHERE EXISTS (SELECT 1 FROM versions"
+			" JOIN images ON uuid = image_uuid WHERE image_uuid=?4 AND version=?6 AND versions.state = 'SUCCESSFUL' AND status "
+			"= 'ACTIVE'"
+			" AND images.state NOT IN ('DELETING', 'DELETE_FAILED'))",
 			"ssssssssiiiiiiiiss", r->id, r->account, r->endpoint, r->image_uuid, r->image_arn, r->version, r->state,
 			r->state_reason, r->started_ms, r->terminated_ms, r->maximum_duration_s, (int64_t)r->has_idle_policy, r->max_idle_s,
 			r->suspended_s, (int64_t)r->auto_resume, r->suspended_at_ms, r->vmm, r->config == NULL ? "{}" : r->config);
+	if (n == 0)
+		return error_set(e, -ENOENT, "there is no active version %s of the image %s", r->version, r->image_arn);
+	return n < 0 ? n : 0;
+}
+
+int store_add_microvm(struct store *s, const struct store_microvm *r, const struct store_token *token, struct error *e) {
+	DB_LOCKED(s);
+	if (token == NULL)
+		return insert(s, r, e);
+	int done = db_begin(s, e);
+	if (done < 0)
+		return done;
+	done = insert(s, r, e);
+	if (done >= 0)
+		done = token_add(s, token, e);
+	done = db_end(s, done, e);
 	return done < 0 ? done : 0;
 }
 
@@ -101,9 +119,6 @@ int store_get_microvm(struct store *s, const char *id, struct store_microvm *ret
 }
 int store_get_microvm_by_endpoint(struct store *s, const char *endpoint, struct store_microvm *ret, struct error *e) {
 	return get(s, "SELECT " COLUMNS " FROM microvms WHERE endpoint=?", "s", endpoint, NULL, ret, e);
-}
-int store_get_microvm_by_token(struct store *s, const char *account, const char *token, struct store_microvm *ret, struct error *e) {
-	return get(s, "SELECT " COLUMNS " FROM microvms WHERE account=? AND client_token=?", "ss", account, token, ret, e);
 }
 
 // The condition that narrows most comes first and has its own statement, so that each uses its index; the others are tested per record.

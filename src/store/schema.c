@@ -59,6 +59,17 @@ static const char *const migrations[] = {
 	"CREATE TABLE parts(upload TEXT NOT NULL REFERENCES uploads(id) ON DELETE CASCADE, number INTEGER NOT NULL, file TEXT NOT NULL "
 	"UNIQUE,"
 	" size INTEGER NOT NULL, etag TEXT NOT NULL, PRIMARY KEY(upload, number));",
+
+	// An image counts its versions, so that no number is given twice. Client tokens have a table of their own, because they outlive what
+	// they made; those of before are forgotten. `position` is where a token's bytes begin among all that its account ever kept.
+	"ALTER TABLE images ADD COLUMN last_version INTEGER NOT NULL DEFAULT 1;"
+	"DROP INDEX versions_by_token;"
+	"DROP INDEX microvms_by_token;"
+	"ALTER TABLE versions DROP COLUMN client_token;"
+	"ALTER TABLE microvms DROP COLUMN client_token;"
+	"CREATE TABLE client_tokens(account TEXT NOT NULL, position INTEGER NOT NULL, size INTEGER NOT NULL, operation TEXT NOT NULL,"
+	" token TEXT NOT NULL, digest TEXT NOT NULL, answer TEXT NOT NULL, created_ms INTEGER NOT NULL, UNIQUE(account, position),"
+	" UNIQUE(account, operation, token));",
 };
 
 #define SCHEMA_VERSION ((int)(sizeof(migrations) / sizeof(migrations[0])))

@@ -40,13 +40,14 @@ struct store_image {
 	char latest_active_version[VERSION_TEXT]; // empty: none
 	char latest_failed_version[VERSION_TEXT];
 	int64_t created_ms, updated_ms; // since the epoch
+	int64_t last_version;           // the highest number that a version of it ever had
 	char *tags;                     // JSON object
 };
 
 struct store_version {
 	char image_uuid[UUID_TEXT];
 	char version[VERSION_TEXT]; // "1.0"
-	char state[STATE_TEXT];     // PENDING, IN_PROGRESS, SUCCESSFUL, FAILED, DELETING
+	char state[STATE_TEXT];     // PENDING, IN_PROGRESS, SUCCESSFUL, FAILED, DELETING, DELETE_FAILED
 	char status[STATE_TEXT];    // ACTIVE, INACTIVE
 	char state_reason[REASON_MAX];
 	int64_t created_ms, updated_ms;
@@ -88,24 +89,62 @@ void store_version_clear(struct store_version *r);
 void store_build_clear(struct store_build *r);
 void store_microvm_clear(struct store_microvm *r);
 
+// Idempotency. What a call with a client token answered, committed with what it made and kept for at least 24 hours, whatever becomes of
+// that. A token is its account's and its operation's.
+#define STORE_DIGEST 65
+struct store_token {
+	const char *account, *operation, *token;
+	const char *digest; // of the rest of the request, hexadecimal
+	char *answer;       // JSON
+};
+// -ENOENT: the token is new. The caller frees *ret_answer.
+int store_get_token(struct store *s, const char *account, const char *operation, const char *token, char digest[STORE_DIGEST],
+		    char **ret_answer, struct error *e);
+
+// Images. What is not a plain read is one transaction: it checks that the change is permitted, and makes it. An image in CREATED, CREATE_FAILED,
+// UPDATED or UPDATE_FAILED is at rest; in any other state -EBUSY is returned and `state` says which it is. latest_active_version and
+// latest_failed_version always name the newest version that is usable (SUCCESSFUL and ACTIVE) or FAILED. `token` NULL: none; functions with
+// one return -EDQUOT (named ThrottlingException) when the account has used too many.
+
+// Image, version and build at once; -EEXIST when the account has an image of that name.
 int store_add_image(struct store *s, const struct store_image *image, const struct store_version *v, const struct store_build *b,
-		    struct error *e); // all three in one transaction; -EEXIST when the account has an image of that name
-int store_update_image(struct store *s, const struct store_image *r, struct error *e);
-int store_delete_image(struct store *s, const char *uuid, struct error *e); // with its versions and builds
+		    const struct store_token *token, struct error *e);
+// A further version of an image at rest, which becomes UPDATING: the number of `v` must be the image's last_version + 1 (-ESTALE otherwise).
+int store_add_version(struct store *s, const struct store_version *v, const struct store_build *b, const struct store_token *token,
+		      char state[STATE_TEXT], struct error *e);
 int store_get_image_by_arn(struct store *s, const char *arn, struct store_image *ret, struct error *e);
 int store_get_image(struct store *s, const char *uuid, struct store_image *ret, struct error *e);
+// Merges `patch` into the tags: members that are null are removed, others set. -E2BIG: there would be more than STORE_TAGS_MAX.
+#define STORE_TAGS_MAX 50
+int store_patch_image_tags(struct store *s, const char *uuid, const char *patch, struct error *e);
 
-int store_update_version(struct store *s, const struct store_version *r, struct error *e);
 int store_get_version(struct store *s, const char *image_uuid, const char *version, struct store_version *ret, struct error *e);
-int store_update_build(struct store *s, const struct store_build *r, struct error *e);
+// ACTIVE or INACTIVE; the first only for a SUCCESSFUL version (-EINVAL). The image must be at rest.
+int store_set_version_status(struct store *s, const char *image_uuid, const char *version, const char *status, int64_t now_ms,
+			     char state[STATE_TEXT], struct error *e);
 int store_get_build(struct store *s, const char *image_uuid, const char *version, const char *build_id, struct store_build *ret,
 		    struct error *e);
 
-// One transaction: what a build's end changes.
+// The version's build begins: both are IN_PROGRESS.
+int store_begin_build(struct store *s, const struct store_version *v, const struct store_build *b, struct error *e);
+// Its end: state, status, reason, times and sizes of version and build, state and time of the image.
 int store_finish_build(struct store *s, const struct store_image *i, const struct store_version *v, const struct store_build *b,
 		       struct error *e);
 
-int store_add_microvm(struct store *s, const struct store_microvm *r, struct error *e);
+// Deletion of an image, or of one version, in two steps. The first marks it DELETING (and the image of a version UPDATING); the caller then
+// removes the files, and the second forgets the record. -EALREADY: somebody is at it; -ETXTBSY: a living microVM needs it; -EBUSY as above, but
+// an image in DELETE_FAILED, too, may be deleted; for versions -ENOENT, and -EPERM: it is the image's only one.
+int store_begin_delete_image(struct store *s, const char *uuid, int64_t now_ms, char state[STATE_TEXT], struct error *e);
+int store_delete_image(struct store *s, const char *uuid, struct error *e); // with its versions and builds
+int store_begin_delete_version(struct store *s, const char *image_uuid, const char *version, int64_t now_ms, char state[STATE_TEXT],
+			       struct error *e);
+int store_delete_version(struct store *s, const char *image_uuid, const char *version, int64_t now_ms,
+			 struct error *e); // the image is UPDATED
+// Instead of the second step, when files could not be removed: DELETE_FAILED, and the image of a version UPDATE_FAILED. version NULL: the image.
+int store_fail_delete(struct store *s, const char *image_uuid, const char *version, const char *reason, int64_t now_ms, struct error *e);
+
+// -ENOENT: the version is not (or no longer) usable.
+int store_add_microvm(struct store *s, const struct store_microvm *r, const struct store_token *token, struct error *e);
 int store_update_microvm(struct store *s, const struct store_microvm *r, struct error *e); // state, reason, times, vmm
 // The same without waiting for the disk: it survives a crash of the daemon at once, a power cut only from the next flushed change on. For the
 // changes after which a power cut leads to the same end either way (a microVM that runs, or is being suspended, ends with its host).
@@ -130,11 +169,6 @@ struct store_microvm_filter {
 };
 int store_list_microvms(struct store *s, const struct store_microvm_filter *f, const char *after, size_t limit,
 			int (*each)(const struct store_microvm *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
-
-// Idempotency. A create or run request's clientToken lies in the record's config as "clientToken" (with "requestDigest", what the
-// API compares), so that the token is committed with what it made; the account and the token together are unique (-EEXIST on add).
-int store_get_microvm_by_token(struct store *s, const char *account, const char *token, struct store_microvm *ret, struct error *e);
-int store_get_version_by_token(struct store *s, const char *account, const char *token, struct store_version *ret, struct error *e);
 
 // Stages: how long each step of a build, run, suspend or resume took. The subject is a microVM's id, or "<image uuid>/<version>" for a
 // build. They are observations, not state: a stage survives a crash of the daemon at once, a power cut only from the next change on (so

@@ -1,7 +1,10 @@
 // Operations on images, with the real AWS SDK and by hand where the SDK would not send it.
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
+import { existsSync } from 'node:fs'
+import path from 'node:path'
 import * as api from '@aws-sdk/client-lambda-microvms'
+import { arnOf, base, fails, gone, request, sender, version } from './client.mjs'
 import { call, otherCredentials, start } from './server.mjs'
 
 let server, client
@@ -11,18 +14,7 @@ before(async () => {
 })
 after(() => server.stop())
 
-const send = (name, input, c = client) => c.send(new api[name + 'Command'](input))
-const role = 'arn:aws:iam::000000000000:role/build'
-const base = 'arn:aws:lambda:us-east-1:aws:microvm-image:debian'
-const request = (name, more = {}) => ({ name, baseImageArn: base, buildRoleArn: role, codeArtifact: { uri: 's3://bucket/app.zip' }, ...more })
-const arnOf = (name) => `arn:aws:lambda:us-east-1:000000000000:microvm-image:${name}`
-const fails = (promise, name, message, status) =>
-  assert.rejects(promise, (e) => {
-    assert.equal(e.name, name, e.message)
-    if (message) assert.match(e.message, message instanceof RegExp ? message : new RegExp(message.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')))
-    if (status) assert.equal(e.$metadata.httpStatusCode, status)
-    return true
-  })
+const send = sender(() => client)
 
 test('an image is created with the defaults of the service', async () => {
   const r = await send('CreateMicrovmImage', request('first', { tags: { team: 'a b' } }))
@@ -71,8 +63,7 @@ test('an image, its version and its build are read back', async () => {
   assert.equal(items[0].architecture, 'X86_64')
   assert.equal(items[0].buildState, 'SUCCESSFUL')
   const b = await send('GetMicrovmImageBuild', { imageIdentifier, imageVersion: '1.0', buildId: items[0].buildId })
-  assert.equal(b.snapshotBuild.diskSnapshotSizeInBytes, 5000000000)
-  assert.equal((await send('ListMicrovmImageBuilds', { imageIdentifier, imageVersion: '1.0', architecture: 'ARM_64' })).items.length, 0)
+  assert.deepEqual(b.snapshotBuild, { memorySnapshotSizeInBytes: 0, codeInstallSizeInBytes: 1000, diskSnapshotSizeInBytes: 0 })
   await fails(send('GetMicrovmImageBuild', { imageIdentifier, imageVersion: '1.0', buildId: 'x' }), 'ResourceNotFoundException', 'build not found')
   await fails(send('GetMicrovmImageVersion', { imageIdentifier, imageVersion: '2.0' }), 'ResourceNotFoundException',
     `MicroVMImage not found for MicroVMImage: ${imageIdentifier}, Version: 2.0`, 404)
@@ -197,26 +188,113 @@ test('images are listed newest first, in pages that cannot be forged', async () 
   assert.equal(last.json.nextToken, null)
 })
 
-test('managed images', async () => {
+test('builds are filtered', async () => {
+  const list = async (filter) => (await send('ListMicrovmImageBuilds', { imageIdentifier: arnOf('readback'), imageVersion: '1', ...filter })).items.length
+  for (const [filter, n] of [[{ architecture: 'X86_64' }, 1], [{ architecture: 'ARM_64' }, 0], [{ chipset: 'X86_64' }, 1], [{ chipset: 'GRAVITON' }, 0],
+    [{ chipsetGeneration: '1' }, 1], [{ chipsetGeneration: '4' }, 0], [{ architecture: 'X86_64', chipset: 'X86_64', chipsetGeneration: '1' }, 1]])
+    assert.equal(await list(filter), n, JSON.stringify(filter))
+  await fails(list({ architecture: 'VAX', chipset: 'Z80' }), 'ValidationException', "2 validation errors detected: Value 'VAX' at 'architecture' failed to " +
+    "satisfy constraint: Member must satisfy enum value set: [ARM_64, X86_64]; Value 'Z80' at 'chipset' failed to satisfy constraint: Member must satisfy " +
+    'enum value set: [GRAVITON, X86_64]', 400)
+  const sizes = []
+  for await (const page of api.paginateListMicrovmImageBuilds({ client, pageSize: 1 }, { imageIdentifier: arnOf('readback'), imageVersion: '1.0' }))
+    sizes.push(page.items.length)
+  assert.deepEqual(sizes, [1])
+})
+
+test('what was written for ARM_64 builds for what Stasis runs, and is told so', async () => {
+  const cpuConfigurations = [{ architecture: 'ARM_64' }]
+  const r = await send('CreateMicrovmImage', request('arm', { cpuConfigurations }))
+  assert.deepEqual(r.cpuConfigurations, cpuConfigurations)
+  const { items } = await send('ListMicrovmImageBuilds', { imageIdentifier: arnOf('arm'), imageVersion: '1.0' })
+  assert.deepEqual(items.map((b) => [b.architecture, b.buildState]), [['X86_64', 'SUCCESSFUL']])
+})
+
+test('managed images and their versions', async () => {
   const { items } = await send('ListManagedMicrovmImages', {})
   assert.deepEqual(items.map((i) => i.imageArn.split(':').pop()), ['debian', 'python', 'al2023-1'])
   const names = []
   for await (const page of api.paginateListManagedMicrovmImages({ client, pageSize: 2 }, {})) names.push(page.items.length)
   assert.deepEqual(names, [2, 1])
+  for (const { imageArn, createdAt } of items) {
+    const found = []
+    for await (const page of api.paginateListManagedMicrovmImageVersions({ client }, { imageIdentifier: imageArn })) found.push(...page.items)
+    assert.deepEqual(found, [{ imageArn, imageVersion: '1', createdAt, status: 'AVAILABLE', updatedAt: createdAt }])
+    await send('CreateMicrovmImage', request('managed-' + imageArn.split(':').pop(), { baseImageArn: imageArn, baseImageVersion: found[0].imageVersion }))
+  }
+  await fails(send('ListManagedMicrovmImageVersions', { imageIdentifier: base + 'x' }), 'ResourceNotFoundException',
+    `MicroVMImage not found for MicroVMImageID: ${base}x`, 404)
+  await fails(send('ListManagedMicrovmImageVersions', { imageIdentifier: arnOf('readback') }), 'ResourceNotFoundException', undefined, 404)
+  await fails(send('ListManagedMicrovmImageVersions', { imageIdentifier: 'debian' }), 'ValidationException', 'Invalid ARN format: debian', 400)
 })
 
-test('an image is deleted, unless it is being built', async () => {
+test('an image is deleted, unless it is being built; its name is taken until it is gone', async () => {
   await send('CreateMicrovmImage', request('pending-one'))
-  await fails(send('DeleteMicrovmImage', { imageIdentifier: arnOf('pending-one') }), 'ValidationException', 'Cannot delete MicroVM image in its current state')
+  await fails(send('DeleteMicrovmImage', { imageIdentifier: arnOf('pending-one') }), 'ValidationException',
+    `Cannot delete MicroVM image in its current state: ${arnOf('pending-one')}`, 400)
+  await fails(send('UpdateMicrovmImage', { imageIdentifier: arnOf('pending-one'), ...version() }), 'ConflictException', 'MicroVM Image is already in state: CREATING', 409)
+  const { id } = (await call(server, 'GET', '/2025-09-09/microvm-images/' + arnOf('first'))).json
+  const folder = path.join(server.folder, 'images', id)
+  assert.ok(existsSync(path.join(folder, '1.0', 'disk.ext4')))
   const r = await send('DeleteMicrovmImage', { imageIdentifier: arnOf('first') })
   assert.equal(r.state, 'DELETING')
   assert.equal(r.imageIdentifier, arnOf('first'))
-  await fails(send('GetMicrovmImage', { imageIdentifier: arnOf('first') }), 'ResourceNotFoundException')
-  await fails(send('DeleteMicrovmImage', { imageIdentifier: 'first' }), 'ValidationException', 'Invalid ARN format: first', 400)
+  await gone(send, arnOf('first'))
+  assert.ok(!existsSync(folder))
+  for (const operation of ['GetMicrovmImage', 'DeleteMicrovmImage'])
+    await fails(send(operation, { imageIdentifier: arnOf('first') }), 'ResourceNotFoundException', `MicroVMImage not found for MicroVMImageID: ${arnOf('first')}`, 404)
+  assert.equal((await send('CreateMicrovmImage', request('first'))).imageVersion, '1.0')
+})
+
+test('an image with a living microVM is not deleted, whoever comes first', async () => {
+  const imageIdentifier = arnOf('lived-in')
+  await send('CreateMicrovmImage', request('lived-in'))
+  const { microvmId: microvmIdentifier } = await send('RunMicrovm', { imageIdentifier })
+  await fails(send('DeleteMicrovmImage', { imageIdentifier }), 'ValidationException', 'Cannot delete microvm image with running microvms.', 400)
+  await send('SuspendMicrovm', { microvmIdentifier })
+  await fails(send('DeleteMicrovmImage', { imageIdentifier }), 'ValidationException', 'Cannot delete microvm image with running microvms.', 400)
+  await send('TerminateMicrovm', { microvmIdentifier })
+  await send('DeleteMicrovmImage', { imageIdentifier })
+  await gone(send, imageIdentifier)
+  assert.equal((await send('GetMicrovm', { microvmIdentifier })).imageArn, imageIdentifier)
+  for (let i = 0; i < 10; i++) {
+    await send('CreateMicrovmImage', request('lived-in'))
+    const calls = Array.from({ length: 4 }, () => () => send('RunMicrovm', { imageIdentifier }))
+    calls.splice(i % 5, 0, () => send('DeleteMicrovmImage', { imageIdentifier }))
+    const results = await Promise.allSettled(calls.map((c) => c()))
+    const launched = results.filter((r) => r.value?.microvmId).map((r) => r.value.microvmId)
+    const refused = results.filter((r) => r.reason).map((r) => r.reason)
+    for (const e of refused) assert.match(e.message, /^(Cannot delete microvm image with running microvms\.|No active version found for MicroVM image .*)$/)
+    // Either it was deleted, and nothing was launched from it, or something was, and it is there.
+    assert.equal(results.some((r) => r.value?.state === 'DELETING'), launched.length === 0)
+    if (launched.length > 0) {
+      await send('GetMicrovmImage', { imageIdentifier })
+      for (const microvmIdentifier of launched) await send('TerminateMicrovm', { microvmIdentifier })
+      await send('DeleteMicrovmImage', { imageIdentifier })
+    }
+    await gone(send, imageIdentifier)
+  }
+})
+
+test('an image is named by its ARN, and by nothing else', async () => {
+  const slash = 'arn:aws:lambda:us-east-1:000000000000:microvm-image/readback'
+  const calls = [['GetMicrovmImage', {}], ['DeleteMicrovmImage', {}], ['UpdateMicrovmImage', version()], ['ListMicrovmImageVersions', {}], ['ListMicrovms', {}],
+    ['GetMicrovmImageVersion', { imageVersion: '1.0' }], ['UpdateMicrovmImageVersion', { imageVersion: '1.0', status: 'ACTIVE' }],
+    ['DeleteMicrovmImageVersion', { imageVersion: '1.0' }], ['ListMicrovmImageBuilds', { imageVersion: '1.0' }],
+    ['GetMicrovmImageBuild', { imageVersion: '1.0', buildId: 'x' }]]
+  for (const [operation, more] of calls) {
+    for (const bad of ['readback', arnOf('readback') + ':1.0', arnOf('x'.repeat(65)), 'arn:aws:lambda:us-east-1:000000000000:function:readback'])
+      await fails(send(operation, { ...more, imageIdentifier: bad }), 'ValidationException', `Invalid ARN format: ${bad}`, 400)
+    await fails(send(operation, { ...more, imageIdentifier: slash }), 'AccessDeniedException', `lambda:${operation} on resource: ${slash}`, 403)
+    await fails(send(operation, { ...more, imageIdentifier: arnOf('readback') }, server.client({ credentials: otherCredentials })), 'AccessDeniedException',
+      `User: arn:aws:iam::111111111111:root is not authorized to perform: lambda:${operation} on resource: ${arnOf('readback')}`, 403)
+    await fails(send(operation, { ...more, imageIdentifier: arnOf('nobody') }), 'ResourceNotFoundException',
+      `MicroVMImage not found for MicroVMImageID: ${arnOf('nobody')}`, 404)
+  }
 })
 
 test('operations that are not there say so', async () => {
-  await fails(send('ListMicrovmImageVersions', { imageIdentifier: arnOf('readback') }), 'UnknownOperationException', undefined, 404)
-  const r = await call(server, 'GET', '/2017-03-31/tags/x')
+  const r = await call(server, 'GET', '/2015-03-31/functions')
   assert.equal(r.errorType, 'UnknownOperationException')
+  assert.equal(r.status, 404)
 })

@@ -151,6 +151,33 @@ test('tokens', async () => {
   await fails(mint(5, [{ port: 1 }]), 'ValidationException', 'terminated')
 })
 
+test('shell tokens', async () => {
+  const mint = (microvmIdentifier, expirationInMinutes = 5) => send('CreateMicrovmShellAuthToken', { microvmIdentifier, expirationInMinutes })
+  const refused = 'Shell access requires SHELL_INGRESS network connector to be configured on the MicroVM.'
+  const { microvmId: plain } = await run()
+  await fails(mint(plain), 'ValidationException', refused, 400)
+  await fails(mint((await run({ ingressNetworkConnectors: [connector('NO_INGRESS')] })).microvmId), 'ValidationException', refused)
+  const lists = [['SHELL_INGRESS'], ['HTTP_INGRESS', 'SHELL_INGRESS'], ['ALL_INGRESS']]
+  let id
+  for (const list of lists) {
+    id = (await run({ ingressNetworkConnectors: list.map(connector) })).microvmId
+    const { authToken } = await mint(id, 60)
+    const token = authToken['X-aws-proxy-auth']
+    assert.deepEqual(JSON.parse(Buffer.from(token.split('.')[0], 'base64url')).enc, 'A256GCM')
+    assert.equal(token.split('.').length, 5)
+  }
+  await fails(mint(id, 61), 'ValidationException', 'ExpirationMinutes 61 exceeded max allowed of 60.', 400)
+  await fails(mint(id, 0), 'ValidationException', "Value '0' at 'expirationInMinutes' failed")
+  await fails(mint(id, null), 'ValidationException', "Value null at 'expirationInMinutes' failed")
+  await fails(mint('microvm-none'), 'ResourceNotFoundException', 'MicroVM not found: microvm-none', 404)
+  await fails(send('CreateMicrovmShellAuthToken', { microvmIdentifier: id, expirationInMinutes: 5 }, server.client({ credentials: otherCredentials })),
+    'ResourceNotFoundException')
+  await send('SuspendMicrovm', { microvmIdentifier: id })
+  await mint(id)
+  await send('TerminateMicrovm', { microvmIdentifier: id })
+  await fails(mint(id), 'ValidationException', 'terminated', 400)
+})
+
 test('the operator sees health, certificate, status and stages', async () => {
   const health = await (await fetch(server.api + '/_stasis/health')).json()
   assert.deepEqual(health, { status: 'ok', version: '0.0.0-test' })

@@ -1,15 +1,26 @@
-// An application for test_agent_crun.c, linked statically: the only program of its image. Says what it sees, then does what it is told.
+// An application for the tests of the guest agent, linked statically: the only program of its image. Says what it sees, then does what it is told.
 //
 //     /app exit N | wait | die | serve PORT
+//
+// and, for sessions, without saying anything first:
+//
+//     /app cat         copies its input to its output and ends with 3
+//     /app both        writes to both outputs and ends with 5
+//     /app flood N     writes N bytes and ends with 0
+//     /app leave       ends with 0 while a child of its own holds its output open
+//     /app terminal    shows its terminal and each line that it reads; "exit N" ends it
+//     sh               the same, behind a prompt
 #include <arpa/inet.h>
 #include <grp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <termios.h>
 #include <unistd.h>
 
 extern char **environ;
@@ -69,8 +80,83 @@ static void serve(int port) {
 	}
 }
 
+static int cat(void) {
+	static char data[65536];
+	ssize_t n;
+	while ((n = read(0, data, sizeof(data))) > 0)
+		for (ssize_t at = 0, m; at < n; at += m)
+			if ((m = write(1, data + at, (size_t)(n - at))) <= 0)
+				return 9;
+	return 3;
+}
+
+static int flood(long size) {
+	static char data[65536];
+	memset(data, 'f', sizeof(data));
+	for (ssize_t n; size > 0; size -= n)
+		if ((n = write(1, data, size < (long)sizeof(data) ? (size_t)size : sizeof(data))) <= 0)
+			return 9;
+	return 0;
+}
+
+static int leave(void) {
+	if (fork() == 0) {
+		sleep(20);
+		_exit(0);
+	}
+	puts("left");
+	return 0;
+}
+
+static void say_size(int number) {
+	struct winsize size = {0};
+	ioctl(0, TIOCGWINSZ, &size);
+	printf("size=%dx%d\n", size.ws_col, size.ws_row);
+}
+
+static int terminal(void) {
+	char line[256];
+	struct sigaction action = {.sa_handler = say_size, .sa_flags = SA_RESTART};
+
+	sigaction(SIGWINCH, &action, NULL);
+	printf("uid=%d tty=%s term=%s foreground=%s\n", (int)getuid(), ttyname(0), getenv("TERM"),
+	       tcgetpgrp(0) == getpgrp() ? "yes" : "no");
+	say_size(0);
+	while (fgets(line, sizeof(line), stdin) != NULL) {
+		if (strncmp(line, "exit ", 5) == 0)
+			return atoi(line + 5);
+		printf("line=%s", line);
+	}
+	puts("input ended");
+	return 4;
+}
+
+static int serve_session(int argc, char **argv) {
+	if (strcmp(argv[0], "sh") == 0) {
+		fputs(getenv("PS1"), stdout);
+		return terminal();
+	}
+	if (argc == 2 && strcmp(argv[1], "terminal") == 0)
+		return terminal();
+	if (argc == 2 && strcmp(argv[1], "cat") == 0)
+		return cat();
+	if (argc == 3 && strcmp(argv[1], "flood") == 0)
+		return flood(atol(argv[2]));
+	if (argc == 2 && strcmp(argv[1], "leave") == 0)
+		return leave();
+	if (argc == 2 && strcmp(argv[1], "both") == 0) {
+		fputs("to output", stdout);
+		fputs("to error", stderr);
+		return 5;
+	}
+	return -1;
+}
+
 int main(int argc, char **argv) {
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	int code = serve_session(argc, argv);
+	if (code >= 0)
+		return code;
 	say_all(argc, argv);
 	fprintf(stderr, "to standard error\n");
 	printf("END\n");

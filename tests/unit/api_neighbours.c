@@ -1,22 +1,20 @@
-// Stand-ins, for tests of the API alone, of what the API calls and is not under test: builds, the lives of microVMs, the edge's keys. They
-// record in the real store what the real modules would, at once and without any guest; tokens are real ones.
+// Stand-ins, for tests of the API alone, of what the API calls and is not under test: what happens inside builds, the lives of microVMs, the edge's
+// keys. What is recorded, deleted and recovered of images is real; microVMs are recorded in the real store as the real module would, without any
+// guest; tokens are real ones.
 #include "api_neighbours.h"
 
 #include "base/clock.h"
+#include "base/io.h"
 #include "edge/edge.h"
-#include "images/images.h"
+#include "images/build.h"
 #include "microvms/microvms.h"
-#include "stasisd/engine.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static struct token_keys *keys;
-
-int neighbours_start(struct engine *en, struct error *e) {
-	return token_keys_open(en->config.state_folder, &keys, e);
-}
 
 void neighbours_stop(void) {
 	token_keys_close(keys);
@@ -37,84 +35,88 @@ int neighbours_open_token(const char *text, struct token_claims *ret) {
 	return token_open(keys, text, strlen(text), ret, NULL);
 }
 
-size_t base_images(struct engine *en, const struct base_image **ret) {
-	static const struct base_image list[] = {{"debian", "1", 1750000000123}, {"python", "1", 1750000000456}};
-	(void)en;
-	*ret = list;
-	return 2;
-}
-
 static void set(char *to, size_t room, const char *from) {
 	snprintf(to, room, "%s", from);
 }
 #define SET(field, value) set((field), sizeof(field), (value))
 
-// A name that starts with "pending" stays in its build; one that starts with "failing" fails it.
-int image_create(struct engine *en, const char *account, const char *name, const char *config_json, const char *tags_json,
-		 struct store_image *ret, struct store_version *ret_version, struct error *e) {
-	struct store_image i = {.created_ms = (int64_t)realtime_ms()};
-	struct store_version v = {.created_ms = i.created_ms};
-	struct store_build b = {.created_ms = i.created_ms, .memory_bytes = -1, .code_bytes = -1, .disk_bytes = -1};
-	uuid_new(i.uuid);
-	uuid_new(b.build_id);
-	SET(i.account, account);
-	SET(i.name, name);
-	snprintf(i.arn, sizeof(i.arn), "arn:aws:lambda:%s:%s:microvm-image:%s", en->config.region, account, name);
-	SET(i.state, "CREATING");
-	i.updated_ms = v.updated_ms = i.created_ms;
-	SET(v.image_uuid, i.uuid);
-	SET(v.version, "1.0");
-	SET(v.state, "PENDING");
-	SET(v.status, "INACTIVE");
-	SET(b.image_uuid, i.uuid);
-	SET(b.version, "1.0");
-	SET(b.state, "PENDING");
-	SET(b.architecture, "X86_64");
-	i.tags = strdup(tags_json);
-	v.config = strdup(config_json);
-	int r = store_add_image(en->store, &i, &v, &b, e);
-	if (r >= 0 && strncmp(name, "pending", 7) != 0) {
-		bool fails = strncmp(name, "failing", 7) == 0;
-		struct store_image done = i;
-		struct store_version version = v;
-		SET(done.state, fails ? "CREATE_FAILED" : "CREATED");
-		set(fails ? done.latest_failed_version : done.latest_active_version, VERSION_TEXT, "1.0");
-		SET(version.state, fails ? "FAILED" : "SUCCESSFUL");
-		SET(version.status, fails ? "INACTIVE" : "ACTIVE");
-		SET(b.state, fails ? "FAILED" : "SUCCESSFUL");
-		SET(b.state_reason, fails ? "The container image build failed." : "");
-		if (!fails) {
-			b.memory_bytes = 123456789;
-			b.code_bytes = 1000;
-			b.disk_bytes = 5000000000;
-		}
-		char subject[64];
-		snprintf(subject, sizeof(subject), "%s/1.0", i.uuid);
-		r = store_finish_build(en->store, &done, &version, &b, e);
-		if (r >= 0)
-			r = store_add_stage(en->store, subject, "build.container", i.created_ms, 1500000, "5 steps", e);
+// Builds: what is recorded of them is real, and the files are there, empty. The description of the version says what becomes of it, or else the
+// image's name: "pending…" stays in its build, "failing…" fails, "slow…" takes a moment.
+static bool says(const struct build *b, const char *word) {
+	const char *description = json_string_value(json_object_get(b->config, "description"));
+	return strncmp(description == NULL ? b->image.name : description, word, strlen(word)) == 0;
+}
+
+static int write_files(const struct build *b, struct error *e) {
+	static const char *const names[] = {"build.log", "disk.ext4", "memory", "state"};
+	int r = make_folders(b->folder, 0750, e);
+	for (size_t i = 0; i < 4 && r == 0; i++) {
+		char path[IMAGE_PATH + 32];
+		snprintf(path, sizeof(path), "%s/%s", b->folder, names[i]);
+		r = write_file_durably(path, "", 0, 0640, e);
 	}
-	if (r < 0) {
-		store_image_clear(&i);
-		store_version_clear(&v);
-		return r;
-	}
-	*ret = i;
-	*ret_version = v;
+	return r;
+}
+
+static void run_build(void *arg) {
+	struct build *b = arg;
+	struct error e = {0};
+	char subject[64];
+	snprintf(subject, sizeof(subject), "%s/%s", b->image.uuid, b->version.version);
+	if (says(b, "slow"))
+		usleep(300000);
+	int r = build_record_begin(b, &e);
+	if (r == 0)
+		r = write_files(b, &e);
+	if (r == 0 && says(b, "failing"))
+		r = build_record_failure(b->en, &b->image, &b->version, &b->record, "The container image build failed.", &e);
+	else if (r == 0 && (b->record.code_bytes = 1000) > 0)
+		r = build_record_success(b, &e);
+	if (r == 0)
+		r = store_add_stage(b->en->store, subject, "build.container", b->version.created_ms, 1500000, "5 steps", &e);
+	if (r < 0)
+		fprintf(stderr, "build of %s: %s\n", subject, e.message);
+	build_free(b);
+}
+
+int build_queue(struct engine *en, struct build *b, struct error *e) {
+	(void)en;
+	(void)e;
+	if (says(b, "pending"))
+		build_free(b);
+	else if (!says(b, "slow") || worker_submit(run_build, b) < 0)
+		run_build(b);
 	return 0;
 }
 
-int image_delete(struct engine *en, const char *arn, struct error *e) {
-	struct store_image i;
-	int r = store_get_image_by_arn(en->store, arn, &i, e);
-	if (r < 0)
-		return error_named(e, r, "ResourceNotFoundException", "gone");
-	if (strcmp(i.state, "CREATING") == 0)
-		r = error_named(e, -EBUSY, "ValidationException", "Cannot delete MicroVM image in its current state: %s", arn);
-	else
-		r = store_delete_image(en->store, i.uuid, e);
-	store_image_clear(&i);
-	return r;
+int builder_prepare(struct engine *en, struct error *e) {
+	(void)en;
+	(void)e;
+	return 0;
+}
+
+// The assets: a manifest as set-up writes it, and a system disk.
+static int make_assets(struct engine *en, struct error *e) {
+	static const char manifest[] =
+		"{\"assets\":{\"kernel\":{\"sha256\":\"1\"},\"guest.initrd\":{\"sha256\":\"2\"},\"system\":{\"sha256\":\"3\"},"
+		"\"builder\":{\"sha256\":\"4\"},\"bases\":{\"sha256\":\"5\"}},\"baseImages\":["
+		"{\"name\":\"debian\",\"version\":\"1\",\"createdMs\":1750000000123},"
+		"{\"name\":\"python\",\"version\":\"1\",\"createdMs\":1750000000456}]}";
+	char path[320];
+	snprintf(en->config.assets_folder, sizeof(en->config.assets_folder), "%.240s/assets", en->config.state_folder);
+	int r = make_folders(en->config.assets_folder, 0750, e);
+	snprintf(path, sizeof(path), "%s/assets.json", en->config.assets_folder);
+	if (r == 0)
+		r = write_file_durably(path, manifest, sizeof(manifest) - 1, 0640, e);
+	snprintf(path, sizeof(path), "%s/system.ext4", en->config.assets_folder);
+	return r < 0 ? r : write_file_durably(path, "", 0, 0640, e);
+}
+
+int neighbours_start(struct engine *en, struct error *e) {
+	int r = token_keys_open(en->config.state_folder, &keys, e);
+	if (r == 0)
+		r = make_assets(en, e);
+	return r < 0 ? r : images_start(en, e);
 }
 
 int microvm_run(struct engine *en, const struct microvm_run *r, struct store_microvm *ret, struct error *e) {
@@ -134,7 +136,11 @@ int microvm_run(struct engine *en, const struct microvm_run *r, struct store_mic
 	SET(m.version, r->version->version);
 	SET(m.state, "PENDING");
 	m.config = strdup(r->config);
-	int done = store_add_microvm(en->store, &m, e);
+	if (r->token != NULL)
+		r->token->answer = r->answer(en, &m);
+	int done = store_add_microvm(en->store, &m, r->token, e);
+	if (done == -ENOENT)
+		error_named(e, done, "ResourceNotFoundException", "No active version found for MicroVM image %s", m.image_arn);
 	if (done >= 0) {
 		struct store_microvm running = m;
 		SET(running.state, "RUNNING");

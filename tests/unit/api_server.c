@@ -53,6 +53,7 @@ static void on_input(uv_stream_t *s, ssize_t n, const uv_buf_t *buf) {
 
 static int start(const char *folder, struct error *e) {
 	struct config *c = &engine.config;
+	snprintf(c->metrics_token, sizeof(c->metrics_token), "a-token-for-prometheus");
 	snprintf(c->state_folder, sizeof(c->state_folder), "%s", folder);
 	strcpy(c->api_listen, "127.0.0.1:0");
 	strcpy(c->s3_listen, "127.0.0.1:0");

@@ -1,6 +1,7 @@
 // The agent's control port, as stasisd meets it: order, limits, malformed frames, builds, the EVENTS hub.
 #include "agent_fixture.h"
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/io.h"
 
@@ -49,6 +50,11 @@ static void simple_requests(void **state) {
 	json_decref(r);
 	r = call(fd, "state", NULL);
 	assert_string_equal(text_of(json_object_get(r, "identity"), "microvmId"), "m-1");
+	json_decref(r);
+	cleanup_close int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(listen(listener, 1), 0); // on a port that the kernel chooses
+	r = call(fd, "state", NULL);
+	assert_true(json_is_true(json_object_get(r, "listening")));
 	json_decref(r);
 	r = call(fd, "freeze", NULL);
 	assert_true(is_ok(r));

@@ -1,123 +1,19 @@
 // The application's whole life with the real crun: start, output, freeze and thaw, hooks, end, and what the user is told when it cannot start.
 //
-// Needs root, crun and cgroup v2: works in a mount namespace of its own with cgroup2 mounted where a guest has it. Where that is not to be had the tests
-// are skipped. argv[1]: the static program agent_app.
-#include "agent_fixture.h"
+// Where agent_container.h cannot be had the tests are skipped. argv[1]: the static program agent_app.
+#include "agent_container.h"
 
-#include "base/io.h"
-
-#include <linux/capability.h>
-#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mount.h>
-#include <sys/prctl.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#define CAPABILITY_SYS_RESOURCE 24
 #define PORT 18473
 #define ENTROPY "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
-
-static const char *app_program;
-static char image[] = "/tmp/stasis-crun-XXXXXX";
-static bool usable, default_usable;
-
-static void put(const char *name, const void *data, size_t size, mode_t mode) {
-	char path[256];
-	snprintf(path, sizeof(path), "%s/%s", image, name);
-	assert_int_equal(write_file_durably(path, data, size, mode, NULL), 0);
-}
-
-static void put_config(const char *config) {
-	char text[1024];
-	int n = snprintf(text, sizeof(text), "{\"architecture\":\"amd64\",\"os\":\"linux\",\"config\":%s}", config);
-	put(".stasis/config.json", text, (size_t)n, 0600);
-}
-
-static bool has_capability(int capability) {
-	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-	struct __user_cap_data_struct data[2] = {0};
-	return syscall(SYS_capget, &header, data) == 0 && (data[capability / 32].effective & (1u << (capability % 32))) != 0;
-}
-
-// As in a guest: a cgroup2 file system at the usual place, and orphans are ours.
-static bool prepare_surroundings(void) {
-	if (getuid() != 0 || access("/usr/bin/crun", X_OK) != 0 || unshare(CLONE_NEWNS) < 0 ||
-	    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-		return false;
-	umount2("/sys/fs/cgroup", MNT_DETACH);
-	prctl(PR_SET_CHILD_SUBREAPER, 1);
-	return mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, NULL) == 0 && access("/sys/fs/cgroup/cgroup.procs", W_OK) == 0;
-}
-
-static int set_up(void **state) {
-	char path[64], *program = NULL;
-	size_t size = 0;
-
-	usable = prepare_surroundings();
-	// crun raises the limit of locked memory for its device filter, which not even root may do everywhere.
-	default_usable = usable && has_capability(CAPABILITY_SYS_RESOURCE);
-	if (!usable)
-		return 0;
-	if (mkdtemp(image) == NULL || chmod(image, 0755) < 0 || read_file(app_program, 64u << 20, &program, &size, NULL) < 0)
-		return -1;
-	for (size_t i = 0; i < 3; i++) {
-		snprintf(path, sizeof(path), "%s/%s", image, (const char *const[]){".stasis", "etc", "proc"}[i]);
-		mkdir(path, 0755);
-	}
-	put("app", program, size, 0755);
-	put("etc/passwd", "root:x:0:0::/root:\nuser:x:1000:1001::/home/user:\n", 49, 0644);
-	put("etc/group", "extra:x:44:user\n", 16, 0644);
-	free(program);
-	return 0;
-}
-
-static int tear_down(void **state) {
-	if (usable)
-		remove_tree(image, NULL);
-	return 0;
-}
-
-static void clean_up(struct fixture *f) {
-	char state[128];
-	snprintf(state, sizeof(state), "%s/crun", f->run);
-	pid_t pid = fork();
-	if (pid == 0) {
-		// Mostly there is nothing left to delete, and crun says so.
-		close(STDERR_FILENO);
-		execl("/usr/bin/crun", "crun", "--root", state, "--cgroup-manager=cgroupfs", "delete", "--force", "app", NULL);
-		_exit(127);
-	}
-	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
-		;
-	rmdir("/sys/fs/cgroup/app");
-}
-
-static void stop(struct fixture *f) {
-	char folder[64];
-	// crun delete must outlive the agent's folder, which fixture_stop() removes; the agent must not reap crun.
-	snprintf(folder, sizeof(folder), "%s", f->folder);
-	pid_t main_pid = f->agent.application.main.pid;
-	if (main_pid > 0 && f->agent.application.state != APPLICATION_EXITED)
-		kill(main_pid, SIGKILL);
-	int fd = fixture_control(f);
-	json_decref(call(fd, "poweroff", NULL));
-	close(fd);
-	pthread_join(f->thread, NULL);
-	agent_end(&f->agent);
-	clean_up(f);
-	remove_tree(folder, NULL);
-	free(f);
-}
 
 static const char *text_of(const json_t *reply, const char *key) {
 	const char *text = json_string_value(json_object_get(reply, key));
@@ -161,10 +57,11 @@ static void state_is(int fd, const char *wanted) {
 
 static void root_with_everything(void **state) {
 	static char text[65536];
-	if (!usable)
+	if (!container_usable)
 		skip();
-	put_config("{\"Entrypoint\":[\"/app\"],\"Cmd\":[\"wait\"],\"WorkingDir\":\"/work/here\",\"Env\":[\"IMAGE=mine\",\"PLAIN=a=b\"]}");
-	struct fixture *f = fixture_start(NULL, image);
+	container_configure(
+		"{\"Entrypoint\":[\"/app\"],\"Cmd\":[\"wait\"],\"WorkingDir\":\"/work/here\",\"Env\":[\"IMAGE=mine\",\"PLAIN=a=b\"]}");
+	struct fixture *f = fixture_start(NULL, container_image);
 	int fd = fixture_control(f), events = fixture_events(f);
 	start_ok(fd, "all");
 	collect(events, text, sizeof(text));
@@ -185,15 +82,15 @@ static void root_with_everything(void **state) {
 	json_decref(r);
 	close(events);
 	close(fd);
-	stop(f);
+	container_stop(f);
 }
 
 static void default_capabilities(void **state) {
 	static char text[65536];
-	if (!default_usable)
+	if (!container_default_usable)
 		skip();
-	put_config("{\"Entrypoint\":[\"/app\"],\"Cmd\":[\"wait\"]}");
-	struct fixture *f = fixture_start(NULL, image);
+	container_configure("{\"Entrypoint\":[\"/app\"],\"Cmd\":[\"wait\"]}");
+	struct fixture *f = fixture_start(NULL, container_image);
 	int fd = fixture_control(f), events = fixture_events(f);
 	start_ok(fd, "default");
 	collect(events, text, sizeof(text));
@@ -201,15 +98,15 @@ static void default_capabilities(void **state) {
 	contains(text, "CapEff:\t00000000a80425fb\n");
 	close(events);
 	close(fd);
-	stop(f);
+	container_stop(f);
 }
 
 static void another_user(void **state) {
 	static char text[65536];
-	if (!usable)
+	if (!container_usable)
 		skip();
-	put_config("{\"Cmd\":[\"/app\",\"wait\"],\"User\":\"user\"}");
-	struct fixture *f = fixture_start(NULL, image);
+	container_configure("{\"Cmd\":[\"/app\",\"wait\"],\"User\":\"user\"}");
+	struct fixture *f = fixture_start(NULL, container_image);
 	int fd = fixture_control(f), events = fixture_events(f);
 	start_ok(fd, "all");
 	collect(events, text, sizeof(text));
@@ -218,15 +115,15 @@ static void another_user(void **state) {
 	contains(text, "CapEff:\t0000000000000000\n");
 	close(events);
 	close(fd);
-	stop(f);
+	container_stop(f);
 }
 
 static void freeze_and_thaw(void **state) {
 	static struct event_frame frame, *e = &frame;
-	if (!usable)
+	if (!container_usable)
 		skip();
-	put_config("{\"Cmd\":[\"/app\",\"wait\"]}");
-	struct fixture *f = fixture_start(NULL, image);
+	container_configure("{\"Cmd\":[\"/app\",\"wait\"]}");
+	struct fixture *f = fixture_start(NULL, container_image);
 	int fd = fixture_control(f), events = fixture_events(f);
 	start_ok(fd, "all");
 	for (int i = 0; i < 20; i++) {
@@ -251,7 +148,7 @@ static void freeze_and_thaw(void **state) {
 	json_decref(r);
 	close(events);
 	close(fd);
-	stop(f);
+	container_stop(f);
 }
 
 static void ends_with(const char *config, int exit_code) {
@@ -259,8 +156,8 @@ static void ends_with(const char *config, int exit_code) {
 	char wanted[64];
 	bool error_seen = false;
 
-	put_config(config);
-	struct fixture *f = fixture_start(NULL, image);
+	container_configure(config);
+	struct fixture *f = fixture_start(NULL, container_image);
 	int fd = fixture_control(f);
 	start_ok(fd, "all");
 	int events = fixture_events(f);
@@ -281,11 +178,11 @@ static void ends_with(const char *config, int exit_code) {
 	json_decref(r);
 	close(events);
 	close(fd);
-	stop(f);
+	container_stop(f);
 }
 
 static void ends(void **state) {
-	if (!usable)
+	if (!container_usable)
 		skip();
 	ends_with("{\"Cmd\":[\"/app\",\"exit\",\"0\"]}", 0);
 	ends_with("{\"Cmd\":[\"/app\",\"exit\",\"42\"]}", 42);
@@ -293,11 +190,11 @@ static void ends(void **state) {
 
 static void hook_of_an_application_that_ends(void **state) {
 	char config[128];
-	if (!usable)
+	if (!container_usable)
 		skip();
 	snprintf(config, sizeof(config), "{\"Cmd\":[\"/app\",\"serve\",\"%d\"]}", PORT);
-	put_config(config);
-	struct fixture *f = fixture_start(NULL, image);
+	container_configure(config);
+	struct fixture *f = fixture_start(NULL, container_image);
 	int fd = fixture_control(f);
 	start_ok(fd, "all");
 	json_t *r = call(fd, "hook", json_pack("{s:s, s:i, s:i, s:b}", "name", "ready", "port", PORT, "timeoutMs", 10000, "retry503", 1));
@@ -316,12 +213,12 @@ static void hook_of_an_application_that_ends(void **state) {
 	json_decref(r);
 	close(other);
 	close(fd);
-	stop(f);
+	container_stop(f);
 }
 
 static void fails_with(const char *config, const char *code, const char *part) {
-	put_config(config);
-	struct fixture *f = fixture_start(NULL, image);
+	container_configure(config);
+	struct fixture *f = fixture_start(NULL, container_image);
 	int fd = fixture_control(f);
 	json_t *r = start(fd, "all");
 	assert_false(json_is_true(json_object_get(r, "ok")));
@@ -330,14 +227,14 @@ static void fails_with(const char *config, const char *code, const char *part) {
 	json_decref(r);
 	state_is(fd, "none");
 	// Not for good: another start is possible.
-	put_config("{\"Cmd\":[\"/app\",\"wait\"]}");
+	container_configure("{\"Cmd\":[\"/app\",\"wait\"]}");
 	start_ok(fd, "all");
 	close(fd);
-	stop(f);
+	container_stop(f);
 }
 
 static void cannot_start(void **state) {
-	if (!usable)
+	if (!container_usable)
 		skip();
 	fails_with("{\"Cmd\":[\"/nothing\"]}", "START_FAILED", "/nothing");
 	fails_with("{\"Cmd\":[\"nothing\",\"x\"]}", "START_FAILED", "nothing");
@@ -357,6 +254,6 @@ int main(int argc, char **argv) {
 	};
 	if (argc != 2)
 		return 2;
-	app_program = argv[1];
-	return cmocka_run_group_tests(tests, set_up, tear_down);
+	container_program = argv[1];
+	return cmocka_run_group_tests(tests, container_set_up, container_tear_down);
 }

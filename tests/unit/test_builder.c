@@ -159,6 +159,27 @@ static void test_refused(void **state) {
 	assert_refused((struct archive_source){.fd = -1, .data = zip, .size = 1000}, "not a readable zip");
 }
 
+// APPNOTE.TXT 4.4.5: the method stands 8 bytes into a file's local header and 10 bytes into its entry of the central directory.
+static void set_method(struct archive_source s, uint8_t method) {
+	for (uint64_t i = 0; i + 12 <= s.size; i++) {
+		if (memcmp(s.data + i, "PK\3\4", 4) == 0)
+			zip[i + 8] = method;
+		if (memcmp(s.data + i, "PK\1\2", 4) == 0)
+			zip[i + 10] = method;
+	}
+}
+
+static void test_methods(void **state) {
+	struct archive_source s = ZIP({"Dockerfile", "FROM x", 0});
+	struct archive_summary sum;
+	struct error e;
+	assert_int_equal(check(s, &sum, &e), 0);
+	set_method(s, 14);
+	assert_refused(s, "another method than deflate (lzma)");
+	set_method(s, 98);
+	assert_refused(s, "make the zip with 'zip -r");
+}
+
 static void test_cut_anywhere(void **state) {
 	struct archive_source whole = ZIP({"Dockerfile", "FROM x", 0}, {"a/b", "12345", 0}, {"c", "6789", 0});
 	for (uint64_t size = 0; size < whole.size; size++) {
@@ -465,6 +486,7 @@ int main(void) {
 		cmocka_unit_test(test_links),
 		cmocka_unit_test_setup_teardown(test_dockerfile, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_refused, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_methods, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_cut_anywhere, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_limits, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_unpack, set_up, tear_down),

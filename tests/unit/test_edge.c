@@ -192,7 +192,15 @@ static bool serve_request(int fd, const struct http_head *h, const struct text *
 		return false;
 	}
 	if (h->upgrade) {
-		say(fd, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-A: b\r\n\r\nfirst");
+		const struct http_header *offered = http_find(h, "sec-websocket-protocol");
+		say(fd, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-A: b\r\n");
+		if (offered != NULL) {
+			// What was offered, for the test to see, and the selection of one of it.
+			int n = snprintf(data, sizeof(data), "X-Offered: %.*s\r\n%s", (int)offered->value.size, offered->value.data,
+					 slice_has_token(offered->value, "chat") ? "Sec-WebSocket-Protocol: chat\r\n" : "");
+			write_full(fd, data, (size_t)n);
+		}
+		say(fd, "\r\nfirst");
 		ssize_t n;
 		while ((n = read(fd, data, sizeof(data))) > 0)
 			write_full(fd, data, (size_t)n);
@@ -855,6 +863,74 @@ static void tunnels_upgrades(void **state) {
 	wait_released();
 }
 
+// A handshake whose subprotocols say what headers would.
+static const char *handshake(const char *subprotocols) {
+	static char text[4096];
+	snprintf(text, sizeof(text),
+		 "GET /ws HTTP/1.1\r\nHost: " DOUBLE_RUNNING ".microvm.localhost\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n"
+		 "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: %s\r\n\r\n",
+		 subprotocols);
+	return text;
+}
+
+static void authenticates_by_subprotocols(void **state) {
+	static const struct {
+		const char *before, *after, *end; // around the token; what the answer's head has
+	} fine[] = {
+		{"lambda-microvms, lambda-microvms.authentication.", "",
+		 "X-A: b\r\nsec-websocket-protocol: lambda-microvms\r\nconnection: upgrade\r\nUpgrade: websocket\r\n\r\nfirst"},
+		{"lambda-microvms.authentication.", ",lambda-microvms.port.8080,lambda-microvms",
+		 "X-A: b\r\nsec-websocket-protocol: lambda-microvms\r\nconnection"},
+		{"lambda-microvms, chat, lambda-microvms.authentication.", ", other",
+		 "X-A: b\r\nX-Offered: chat, other\r\nSec-WebSocket-Protocol: chat\r\nconnection"},
+		{"other, lambda-microvms, lambda-microvms.authentication.", "\r\nSec-WebSocket-Protocol: lambda-microvms.port.8080",
+		 "X-A: b\r\nX-Offered: other\r\nsec-websocket-protocol: lambda-microvms\r\nconnection"},
+	};
+	char subprotocols[2048];
+	for (size_t i = 0; i < LEN(fine); i++) {
+		snprintf(subprotocols, sizeof(subprotocols), "%s%s%s", fine[i].before, good_token(DOUBLE_RUNNING), fine[i].after);
+		struct client *c = client_open();
+		client_say(c, handshake(subprotocols));
+		client_until(c, "first");
+		if (strstr(c->got.data, fine[i].end) == NULL)
+			fail_msg("%s gave: %s", subprotocols, c->got.data);
+		client_close(c);
+	}
+	unsigned seen = requests;
+	static const struct {
+		const char *before, *after, *status, *body;
+	} refused[] = {
+		{"lambda-microvms.authentication.", "", "HTTP/1.1 403 ", "Request missing authentication"},
+		{"lambda-microvms, lambda-microvms.authentication.x, lambda-microvms.authentication.", "", "HTTP/1.1 403 ",
+		 "Request missing authentication"},
+		{"lambda-microvms, lambda-microvms.authentication.", "x", "HTTP/1.1 403 ", "Request missing authentication"},
+		{"lambda-microvms, lambda-microvms.authentication.", ", lambda-microvms.port.80x", "HTTP/1.1 400 ", "Invalid port"},
+		{"lambda-microvms, lambda-microvms.authentication.", ", lambda-microvms.port.", "HTTP/1.1 400 ", "Invalid port"},
+		{"lambda-microvms, lambda-microvms.authentication.", ", lambda-microvms.port.80, lambda-microvms.port.80", "HTTP/1.1 400 ",
+		 "Invalid port"},
+		{"lambda-microvms, lambda-microvms.authentication.", ", a b", "HTTP/1.1 400 ", "Bad request"},
+	};
+	for (size_t i = 0; i < LEN(refused); i++) {
+		snprintf(subprotocols, sizeof(subprotocols), "%s%s%s\r\nConnection: close", refused[i].before, good_token(DOUBLE_RUNNING),
+			 refused[i].after);
+		expect_answer(handshake(subprotocols), refused[i].status, refused[i].body);
+	}
+	// Only a handshake may say it that way; and what it says does not get through either way.
+	snprintf(subprotocols, sizeof(subprotocols),
+		 "GET / HTTP/1.1\r\nHost: " DOUBLE_RUNNING ".microvm.localhost\r\nConnection: close\r\n"
+		 "Sec-WebSocket-Protocol: lambda-microvms, lambda-microvms.authentication.%s\r\n\r\n",
+		 good_token(DOUBLE_RUNNING));
+	expect_answer(subprotocols, "HTTP/1.1 403 ", "Request missing authentication");
+	assert_int_equal(requests, seen);
+	struct client *c = client_open();
+	client_say(c, request("GET /echo", "Sec-WebSocket-Protocol: lambda-microvms.authentication.x, chat\r\n"));
+	client_until(c, "|");
+	assert_null(strstr(c->got.data, "lambda"));
+	assert_non_null(strstr(c->got.data, "Sec-WebSocket-Protocol: chat\r\n"));
+	client_close(c);
+	wait_released();
+}
+
 static void reuses_connections_with_care(void **state) {
 	double_cut();
 	usleep(50000);
@@ -908,7 +984,7 @@ static void survives_bad_tls(void **state) {
 	SSL *ssl = SSL_new(client_tls);
 	fd = connect_edge();
 	SSL_set_fd(ssl, fd);
-	SSL_set_alpn_protos(ssl, (const unsigned char *)"\x02h2", 3);
+	SSL_set_alpn_protos(ssl, (const unsigned char *)"\x06spdy/3", 7);
 	assert_int_not_equal(SSL_connect(ssl), 1);
 	ERR_clear_error();
 	SSL_free(ssl);
@@ -916,7 +992,7 @@ static void survives_bad_tls(void **state) {
 	ssl = SSL_new(client_tls);
 	fd = connect_edge();
 	SSL_set_fd(ssl, fd);
-	SSL_set_alpn_protos(ssl, (const unsigned char *)"\x02h2\x08http/1.1", 12);
+	SSL_set_alpn_protos(ssl, (const unsigned char *)"\x06spdy/3\x08http/1.1", 16);
 	SSL_set_max_proto_version(ssl, TLS1_2_VERSION);
 	assert_int_equal(SSL_connect(ssl), 1);
 	SSL_free(ssl);
@@ -1020,6 +1096,7 @@ int main(void) {
 		cmocka_unit_test(answers_a_half_closed_client),
 		cmocka_unit_test(passes_early_responses_on),
 		cmocka_unit_test(tunnels_upgrades),
+		cmocka_unit_test(authenticates_by_subprotocols),
 		cmocka_unit_test(reuses_connections_with_care),
 		cmocka_unit_test(survives_bad_tls),
 	};

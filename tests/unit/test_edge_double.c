@@ -410,6 +410,24 @@ static void attach(int fd, unsigned name) {
 	close(fd);
 }
 
+// Forwards to the application, or what stands for it.
+static void serve_tcp(struct stream *s, int tcp) {
+	pthread_mutex_lock(&lock);
+	s->tcp = tcp;
+	pthread_mutex_unlock(&lock);
+	forward(s);
+}
+
+// By a real guest agent, when there is one.
+static void serve_session(struct stream *s) {
+	const char *path = getenv("STASIS_AGENT_STREAMS");
+	int agent = path != NULL ? unix_connect(path, SOCK_STREAM, NULL) : -1;
+	if (agent < 0 || write_full(agent, "SESSION\n", 8) < 0)
+		write_full(s->fd, "ERR ECONNREFUSED\n", 17);
+	else
+		serve_tcp(s, agent);
+}
+
 static void *serve_stream(void *arg) {
 	int fd = (int)(intptr_t)arg;
 	char line[64];
@@ -424,16 +442,16 @@ static void *serve_stream(void *arg) {
 	}
 	struct stream *s = stream_new(fd);
 	int n = snprintf(line, sizeof(line), "OK %u\n", s->host_port);
-	if (write_full(fd, line, (size_t)n) == 0 && read_line(fd, line, sizeof(line)) && sscanf(line, "TCP %u", &port) == 1) {
+	bool fine = write_full(fd, line, (size_t)n) == 0 && read_line(fd, line, sizeof(line));
+	if (fine && strcmp(line, "SESSION") == 0) {
+		serve_session(s);
+	} else if (fine && sscanf(line, "TCP %u", &port) == 1) {
 		int tcp = connect_tcp(port == guest_port ? host_port : (uint16_t)port);
 		if (tcp < 0) {
 			write_full(fd, "ERR ECONNREFUSED\n", 17);
 		} else {
 			write_full(fd, "OK\n", 3);
-			pthread_mutex_lock(&lock);
-			s->tcp = tcp;
-			pthread_mutex_unlock(&lock);
-			forward(s);
+			serve_tcp(s, tcp);
 		}
 	}
 	stream_free(s);
@@ -456,6 +474,10 @@ static void *serve(void *arg) {
 			close(fd);
 	}
 	return NULL;
+}
+
+void double_use(const char *path) {
+	snprintf(vsock_path, sizeof(vsock_path), "%s", path);
 }
 
 int double_start(const char *folder, uint16_t guest, uint16_t host) {

@@ -25,6 +25,8 @@ const char *double_id(const char *endpoint);
 
 // Starts the vsock socket in `folder`: guest port `guest` leads to 127.0.0.1:`host`, others to themselves.
 int double_start(const char *folder, uint16_t guest, uint16_t host);
+// Takes a socket that somebody else listens on instead.
+void double_use(const char *path);
 // Cuts all streams, as the end of a VMM does.
 void double_cut(void);
 

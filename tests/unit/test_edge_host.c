@@ -1,10 +1,13 @@
 // The edge as a program of its own, in front of a server on this host, for trying it with real clients and for measuring:
 //
 //     test_edge_host <folder> <port to listen on> <port of the server> [<milliseconds to wake>]
+//     test_edge_host <folder> <port to listen on> <path of a vsock socket>
 //
-// The folder gets keys and certificates, and a file `token` with a token for all ports of each endpoint of test_edge_double.h
-// (`<endpoint> <token>` a line). SIGTERM and SIGINT end it.
+// Prints the port that it listens on (of interest when that was 0). The folder gets keys and certificates, and a file `token` with a token for all ports of each endpoint of test_edge_double.h
+// (`<endpoint> <token>` a line), and one for the first one's shell. With STASIS_AGENT_STREAMS in the environment, sessions lead to the guest agent
+// whose streams' socket that is. SIGTERM and SIGINT end it.
 #include "base/io.h"
+#include "base/log.h"
 #include "edge/edge.h"
 #include "stasisd/workers.h"
 #include "test_edge_double.h"
@@ -16,11 +19,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+static uv_signal_t signals[2];
+
+// The loop ends by itself once everything is closed.
 static void on_signal(uv_signal_t *handle, int number) {
 	struct engine *en = handle->data;
 	edge_stop(en);
 	loop_queue_stop(en);
-	uv_stop(en->loop);
+	for (int i = 0; i < 2; i++)
+		uv_close((uv_handle_t *)&signals[i], NULL);
 }
 
 static int write_tokens(const struct engine *en) {
@@ -34,6 +41,12 @@ static int write_tokens(const struct engine *en) {
 			return -1;
 		at += (size_t)snprintf(text + at, sizeof(text) - at, "%s %s\n", endpoints[i], token);
 	}
+	// And one for the sessions of the first.
+	struct token_claims c = {.kind = TOKEN_SHELL, .expires_ms = (int64_t)realtime_ms() + 3600 * 1000};
+	snprintf(c.microvm, sizeof(c.microvm), "%s", double_id(DOUBLE_RUNNING));
+	if (edge_mint_token(en, &c, token, NULL) < 0)
+		return -1;
+	at += (size_t)snprintf(text + at, sizeof(text) - at, "shell %s\n", token);
 	snprintf(path, sizeof(path), "%s/token", en->config.state_folder);
 	return write_file_durably(path, text, at, 0600, NULL);
 }
@@ -50,18 +63,25 @@ int main(int argc, char **argv) {
 	snprintf(en.config.edge_listen, sizeof(en.config.edge_listen), "127.0.0.1:%s", argv[2]);
 	snprintf(en.config.edge_domain, sizeof(en.config.edge_domain), "microvm.localhost");
 	double_wake_ms = argc > 4 ? atoi(argv[4]) : 100;
+	// What the log costs is not what is measured.
+	if (getenv("EDGE_HOST_QUIET") != NULL)
+		log_set_level(LOG_LEVEL_WARN);
 	en.loop = uv_default_loop();
+	bool own = argv[3][0] != '/'; // a vsock socket of our own
+	if (!own)
+		double_use(argv[3]);
 	if (make_folders(argv[1], 0700, &e) < 0 || loop_queue_start(&en, &e) < 0 ||
-	    double_start(argv[1], 8080, (uint16_t)atoi(argv[3])) < 0 || edge_start(&en, &e) < 0 || write_tokens(&en) < 0) {
+	    (own && double_start(argv[1], 8080, (uint16_t)atoi(argv[3])) < 0) || edge_start(&en, &e) < 0 || write_tokens(&en) < 0) {
 		fprintf(stderr, "test_edge_host: %s\n", e.message);
 		return 1;
 	}
-	uv_signal_t signals[2];
 	for (int i = 0; i < 2; i++) {
 		uv_signal_init(en.loop, &signals[i]);
 		signals[i].data = &en;
 		uv_signal_start(&signals[i], on_signal, i == 0 ? SIGTERM : SIGINT);
 	}
+	printf("%d\n", edge_port(&en));
+	fflush(stdout);
 	uv_run(en.loop, UV_RUN_DEFAULT);
-	return 0;
+	return uv_loop_close(en.loop) == 0 ? 0 : 3; // nothing may be left open
 }

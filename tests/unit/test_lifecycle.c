@@ -109,7 +109,7 @@ static void add_image(const char *hooks) {
 	struct store_build build = {.version = "1.0", .state = "SUCCESSFUL"};
 	uuid_new(build.build_id);
 	memcpy(build.image_uuid, image.uuid, UUID_TEXT);
-	if (store_add_image(en.store, &image, &version, &build, &e) < 0)
+	if (store_add_image(en.store, &image, &version, &build, NULL, &e) < 0)
 		fail_msg("%s", e.message);
 	snprintf(path, sizeof(path), "%.100s/images/%.36s/1.0", en.config.state_folder, image.uuid);
 	assert_int_equal(make_folders(path, 0755, NULL), 0);
