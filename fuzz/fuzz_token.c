@@ -34,7 +34,7 @@ static void mint_any(const uint8_t *data, size_t size) {
 	struct token_claims c = {0}, back;
 	char token[TOKEN_ROOM];
 	memcpy(&c, data, size < sizeof(c) ? size : sizeof(c));
-	c.kind = size % 4;
+	c.kind = size % 5;
 	c.microvm[TOKEN_MICROVM_MAX] = c.id[UUID_TEXT - 1] = '\0';
 	if (size % 2 == 0)
 		c.id[0] = '\0';

@@ -462,6 +462,7 @@ void connection_accept(struct edge *ed) {
 		return;
 	}
 	uv_tcp_nodelay(&cl->tcp, 1);
+	uv_tcp_keepalive(&cl->tcp, 1, 60); // so that a silent stream whose client is gone ends
 	cl->pins = 1;
 	c->idle = true;
 	ed->client_count++;

@@ -418,6 +418,24 @@ static void serve_tcp(struct stream *s, int tcp) {
 	forward(s);
 }
 
+static void *forward_back(void *arg) {
+	const int *ends = arg;
+	while (move(ends[1], ends[0]))
+		;
+	return NULL;
+}
+
+// Each direction by itself, as in a VMM: programs may write much before they read.
+static void forward_apart(int a, int b) {
+	int ends[2] = {a, b};
+	pthread_t back;
+	if (pthread_create(&back, NULL, forward_back, ends) != 0)
+		return;
+	while (move(a, b))
+		;
+	pthread_join(back, NULL);
+}
+
 // By a real guest agent, when there is one.
 static void serve_session(struct stream *s) {
 	const char *path = getenv("STASIS_AGENT_STREAMS");
@@ -425,7 +443,9 @@ static void serve_session(struct stream *s) {
 	if (agent < 0 || write_full(agent, "SESSION\n", 8) < 0)
 		write_full(s->fd, "ERR ECONNREFUSED\n", 17);
 	else
-		serve_tcp(s, agent);
+		forward_apart(s->fd, agent);
+	if (agent >= 0)
+		close(agent);
 }
 
 static void *serve_stream(void *arg) {

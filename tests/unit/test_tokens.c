@@ -210,7 +210,7 @@ static void refuses_bad_claims(void **state) {
 	c = claims_for(MICROVM, -1);
 	assert_int_equal(token_mint(keys, &c, token, NULL), -EINVAL);
 	c = claims_for(MICROVM, 1);
-	c.kind = 3;
+	c.kind = 4;
 	assert_int_equal(token_mint(keys, &c, token, NULL), -EINVAL);
 	c = claims_for(MICROVM, 1);
 	c.port_count = TOKEN_PORTS_MAX + 1;
