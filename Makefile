@@ -10,7 +10,7 @@ STAGE := $(CURDIR)/$(BUILD)/stage
 STASIS := $(STAGE)/bin/stasis
 NINJA := ninja -C $(BUILD)
 
-.PHONY: all setup programs assets demo test check unit vm-test e2e fuzz lint format clean bench-restore bench-launch bench-footprint
+.PHONY: all setup programs assets demo test check unit vm-test e2e fuzz lint format clean bench-restore bench-launch bench-footprint bench-edge
 
 all: setup programs assets
 
@@ -61,6 +61,9 @@ bench-launch: all
 
 bench-footprint: all
 	@bench/run footprint
+
+bench-edge: programs
+	@bench/run edge
 
 clean:
 	rm -rf $(BUILD) build-*

@@ -54,6 +54,7 @@ static void settle(struct client *cl) {
 	if (c->phase != CONNECTION_CLOSED || cl->settled)
 		return;
 	cl->settled = true;
+	edge_forget_later(c->edge, c);
 	tls_clear(&cl->tls);
 	buffer_release(&c->edge->buffers, &c->in);
 	TAILQ_REMOVE(&c->edge->clients, cl, link);

@@ -52,7 +52,9 @@ struct connection {
 	const struct session_ops *ops;
 	void *session;
 	struct buffer in; // plain bytes that the session has not consumed
+	TAILQ_ENTRY(connection) later_link;
 	enum connection_phase phase;
+	bool later;  // edge_pump_later() has been asked for
 	bool framed; // the transport carries messages: heads, content and ends are told apart by it
 	bool pumping, again;
 	bool half_closed;     // our side has ended, theirs goes on

@@ -41,9 +41,36 @@ static void on_sweep(uv_timer_t *timer) {
 		uv_timer_stop(timer);
 }
 
+static void on_hurry(uv_idle_t *idle) {
+}
+
 void edge_watch(struct edge *ed) {
 	if (!ed->stopping && !uv_is_active((uv_handle_t *)&ed->sweep))
 		uv_timer_start(&ed->sweep, on_sweep, EDGE_SWEEP_MS, EDGE_SWEEP_MS);
+}
+
+void edge_pump_later(struct edge *ed, struct connection *c) {
+	if (c->later || ed->stopping)
+		return;
+	c->later = true;
+	TAILQ_INSERT_TAIL(&ed->later, c, later_link);
+	uv_idle_start(&ed->hurry, on_hurry);
+}
+
+void edge_forget_later(struct edge *ed, struct connection *c) {
+	if (c->later)
+		TAILQ_REMOVE(&ed->later, c, later_link);
+	c->later = false;
+}
+
+static void on_turn(uv_check_t *check) {
+	struct edge *ed = check->data;
+	struct connection *c;
+	while ((c = TAILQ_FIRST(&ed->later)) != NULL) {
+		edge_forget_later(ed, c);
+		connection_pump(c);
+	}
+	uv_idle_stop(&ed->hurry);
 }
 
 // Randomness is fetched for many requests at once. The edge's process is never forked or restored from a snapshot, so no two get the same.
@@ -193,6 +220,8 @@ static void stop(struct edge *ed) {
 	close_handle(ed, (uv_handle_t *)&ed->listener);
 	close_handle(ed, (uv_handle_t *)&ed->sweep);
 	close_handle(ed, (uv_handle_t *)&ed->renewal);
+	close_handle(ed, (uv_handle_t *)&ed->turn);
+	close_handle(ed, (uv_handle_t *)&ed->hurry);
 	edge_let_go(ed);
 }
 
@@ -203,6 +232,7 @@ int edge_start(struct engine *en, struct error *e) {
 	ed->engine = en;
 	ed->references = 1;
 	TAILQ_INIT(&ed->clients);
+	TAILQ_INIT(&ed->later);
 	TAILQ_INIT(&ed->idle_upstreams);
 	TAILQ_INIT(&ed->ways);
 	int r = load(ed, e);
@@ -215,8 +245,11 @@ int edge_start(struct engine *en, struct error *e) {
 	uv_tcp_init(en->loop, &ed->listener);
 	uv_timer_init(en->loop, &ed->sweep);
 	uv_timer_init(en->loop, &ed->renewal);
-	ed->references = 3;
-	ed->listener.data = ed->sweep.data = ed->renewal.data = ed;
+	uv_check_init(en->loop, &ed->turn);
+	uv_idle_init(en->loop, &ed->hurry);
+	ed->references = 5;
+	ed->listener.data = ed->sweep.data = ed->renewal.data = ed->turn.data = ed->hurry.data = ed;
+	uv_check_start(&ed->turn, on_turn);
 	r = start_listening(ed, e);
 	if (r < 0) {
 		stop(ed);

@@ -214,7 +214,7 @@ static void set_idle(struct connection *c, bool idle) {
 static void pump(struct connection *c) {
 	c->again = true;
 	h2_stream_ready(stream_of(c));
-	connection_pump(stream_of(c)->h2->c);
+	edge_pump_later(c->edge, stream_of(c)->h2->c);
 }
 
 static void finish(struct connection *c, bool linger) {
