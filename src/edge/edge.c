@@ -37,7 +37,7 @@ static void on_sweep(uv_timer_t *timer) {
 	uint64_t now = uv_now(ed->engine->loop);
 	connections_sweep(ed, now);
 	upstream_sweep(ed, now, false);
-	if (ed->client_count == 0 && ed->idle_upstream_count == 0)
+	if (ed->client_count == 0 && ed->idle_upstream_count == 0 && TAILQ_EMPTY(&ed->ways))
 		uv_timer_stop(timer);
 }
 
@@ -234,6 +234,7 @@ int edge_start(struct engine *en, struct error *e) {
 	TAILQ_INIT(&ed->clients);
 	TAILQ_INIT(&ed->later);
 	TAILQ_INIT(&ed->idle_upstreams);
+	TAILQ_INIT(&ed->ways);
 	int r = load(ed, e);
 	if (r < 0) {
 		edge_let_go(ed);

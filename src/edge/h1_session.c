@@ -180,6 +180,7 @@ static void answer(struct h1 *s, int status, const char *text) {
 		return;
 	}
 	s->status = status;
+	s->c->watch_peer = false;
 	s->keep = s->keep && s->request_done;
 	s->state = H1_ANSWERED;
 	if (!put_answer(s, status, text)) {
@@ -315,23 +316,21 @@ static void upstream_changed(void *arg) {
 
 static void find_upstream(struct h1 *s, bool fresh) {
 	struct edge *ed = edge_of(s);
-	const char *vsock = microvm_route_vsock(s->route);
 	// A kept stream may end at the moment it is used. A request that must not be sent twice takes one only when that is next to
 	// impossible, and no request with a body that cannot be had again does.
 	uint64_t age = s->idempotent && s->request_done ? EDGE_UPSTREAM_IDLE_MS : EDGE_UPSTREAM_FRESH_MS;
-	s->upstream = fresh || s->may_upgrade || s->force_h2 ? NULL : upstream_take(ed, vsock, s->gate.port, age, upstream_changed, s);
+	s->upstream = fresh || s->may_upgrade || s->force_h2 ? NULL : upstream_take(ed, s->route, s->gate.port, age, upstream_changed, s);
 	if (s->upstream == NULL)
-		s->upstream = upstream_connect(ed, vsock, s->gate.port, upstream_changed, s);
+		s->upstream = upstream_connect(ed, s->route, s->gate.port, upstream_changed, s);
 	if (s->upstream == NULL) {
 		bad_gateway(s, "out of memory");
 		return;
 	}
 	s->state = H1_CONNECT;
-	connection_set_deadline(s->c, EDGE_CONNECT_MS);
+	connection_set_deadline(s->c, 0); // the upstream has its own
 }
 
 static bool after_open(struct h1 *s) {
-	s->c->watch_peer = false;
 	if (s->open_result == MICROVM_OPEN_OK)
 		find_upstream(s, false);
 	else if (s->open_result == MICROVM_OPEN_UNKNOWN)
@@ -363,6 +362,7 @@ static void send_head(struct h1 *s) {
 	application_flush(a);
 	connection_set_deadline(s->c, 0);
 	s->state = H1_EXCHANGE;
+	s->c->watch_peer = false;
 	s->scanned = 0;
 	active(s);
 }
@@ -896,12 +896,6 @@ static void expired(struct connection *c) {
 			s->keep = false;
 			answer(s, 408, "Request timeout");
 		}
-		break;
-	case H1_CONNECT:
-		if (s->leaving)
-			give_up(s, "the client left");
-		else
-			bad_gateway(s, "the application could not be reached in time");
 		break;
 	default:
 		give_up(s, s->state == H1_HELD ? "the client left while its request was held" : "the client left");

@@ -15,7 +15,7 @@
 
 #define EDGE_CONNECTIONS_MAX 4096    // of clients; beyond it the longest idle one makes room, or the new one is closed
 #define EDGE_HEAD_MS 30000           // from the first byte (or the connection) to the end of a head
-#define EDGE_KEEP_ALIVE_MS 75000     // between two requests
+#define EDGE_KEEP_ALIVE_MS 3600000   // between two requests: longer than microVMs are awake; for want of room, idle ones go earlier
 #define EDGE_CONNECT_MS 30000        // to reach the application in a microVM that is awake
 #define EDGE_STALL_MS 300000         // a client that takes nothing of what waits for it
 #define EDGE_GONE_MS 30000           // a client that has closed its side, while the application sends nothing
@@ -30,9 +30,11 @@
 struct connection; // connection.h
 struct client;     // connection.c
 struct upstream;
+struct way;
 TAILQ_HEAD(client_list, client);
 TAILQ_HEAD(connection_list, connection);
 TAILQ_HEAD(upstream_list, upstream);
+TAILQ_HEAD(way_list, way);
 
 struct edge {
 	struct engine *engine;
@@ -56,6 +58,7 @@ struct edge {
 	uint64_t refused;                    // clients turned away for want of room
 	struct upstream_list idle_upstreams; // most recently used first
 	size_t idle_upstream_count;
+	struct way_list ways; // to microVMs, with the streams to them
 
 	struct buffer_pool buffers;
 	unsigned char random[4096]; // for the names of requests; used from its end

@@ -1,51 +1,86 @@
 // A byte stream to an application; see upstream.h.
 #include "edge/upstream.h"
 
+#include "edge/way.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #define STREAM_PORT 1025 // the agent's, docs/agent-protocol.md
-#define GREETING_LINE_MAX 64
 #define AGAIN_MS 5
+#define MOVING_MS 5000 // bytes that waited as the microVM was halted wake it when others had gone this short a time ago
 
-static void free_if_unused(struct upstream *u) {
-	if (u->pins > 0)
-		return;
+static void on_closed(uv_handle_t *handle) {
+	struct upstream *u = handle->data;
 	struct edge *ed = u->edge;
 	free(u);
 	edge_let_go(ed);
 }
 
-static void unpin(struct upstream *u) {
-	u->pins--;
-	if (u->closed)
-		free_if_unused(u);
+// The loop is to come by: to connect again, to read the rest, to tell.
+static void poke(struct upstream *u, uint64_t ms);
+
+static void answered(struct upstream *u) {
+	if (u->asked)
+		microvm_route_answered(u->way->route);
+	u->asked = false;
 }
 
-static void on_closed(uv_handle_t *handle) {
-	struct upstream *u = handle->data;
-	unpin(u);
+static void leave_idle(struct upstream *u) {
+	if (!u->idle)
+		return;
+	TAILQ_REMOVE(&u->edge->idle_upstreams, u, link);
+	u->edge->idle_upstream_count--;
+	u->idle = false;
+}
+
+// Everything but the guest's end of the stream.
+static void let_go(struct upstream *u) {
+	leave_idle(u);
+	answered(u);
+	u->changed = NULL;
+	buffer_release(&u->edge->buffers, &u->in);
+	buffer_release(&u->edge->buffers, &u->out);
+	wire_close(u->rest);
+	u->rest = NULL;
+}
+
+static void close_now(struct upstream *u) {
+	struct way *w = u->way;
+	let_go(u);
+	u->closed = true;
+	wire_close(u->wire);
+	u->wire = NULL;
+	uv_close((uv_handle_t *)&u->again, on_closed);
+	way_pin(w);
+	way_remove(u);
+	if (!u->edge->stopping)
+		way_serve(w); // it may have made room
+	way_unpin(w);
+}
+
+// Whether the guest has an end of this stream that only a later VMM can close.
+static bool sleeps(const struct upstream *u) {
+	return u->phase != UPSTREAM_FAILED && u->host_port != 0 && (u->wire == NULL || u->attaching) &&
+	       microvm_route_latest(u->way->route) != MICROVM_ENDS;
 }
 
 void upstream_close(struct upstream *u) {
-	if (u->closed)
+	if (u->closed || u->forsaken)
 		return;
-	if (u->idle) {
-		TAILQ_REMOVE(&u->edge->idle_upstreams, u, link);
-		u->edge->idle_upstream_count--;
-		u->idle = false;
+	if (!sleeps(u) || u->edge->stopping) {
+		close_now(u);
+		return;
 	}
-	u->closed = true;
-	u->changed = NULL;
-	buffer_release(&u->edge->buffers, &u->in);
-	// A write under way still points into the buffer; libuv cancels it before it calls on_closed().
-	if (!u->writing)
-		buffer_release(&u->edge->buffers, &u->out);
-	if (!u->reopening)
-		uv_close((uv_handle_t *)&u->pipe, on_closed);
-	uv_close((uv_handle_t *)&u->again, on_closed);
+	u->forsaken = true;
+	u->lost = false;
+	let_go(u);
+	if (u->place == &u->way->settled) {
+		way_put(u, &u->way->waiting, true);
+		way_serve(u->way);
+	}
 }
 
 static void tell(struct upstream *u) {
@@ -55,142 +90,303 @@ static void tell(struct upstream *u) {
 		u->changed(u->arg);
 }
 
-static void fail(struct upstream *u, const char *reason, size_t size) {
+static void fail(struct upstream *u, const char *reason) {
 	u->phase = UPSTREAM_FAILED;
-	u->broken = true;
-	snprintf(u->reason, sizeof(u->reason), "%.*s", (int)size, reason);
+	u->broken = u->eof = true;
+	snprintf(u->reason, sizeof(u->reason), "%s", reason);
 	for (char *p = u->reason; *p != '\0'; p++)
 		if (*p < 0x20 || *p > 0x7e)
 			*p = '?';
+	wire_close(u->wire);
+	u->wire = NULL;
+	way_put(u, &u->way->settled, false);
 }
 
-static void fail_uv(struct upstream *u, int code) {
-	fail(u, uv_err_name(code), strlen(uv_err_name(code)));
+// Reading. --------------------------------------------------------------------------------------------------------------------
+
+static bool has_room(const struct upstream *u) {
+	// Half a buffer is worth a read; less would make many small ones.
+	return u->in.data == NULL || u->in.capacity - buffer_used(&u->in) >= BUFFER_SMALL / 2;
 }
 
-// Reads the two lines `OK …` that VMM and agent answer with; anything else is the end.
-static void greet(struct upstream *u) {
-	while (u->phase == UPSTREAM_GREETING) {
-		size_t used = buffer_used(&u->in);
-		const char *line = buffer_bytes(&u->in);
-		const char *lf = used > 0 ? memchr(line, '\n', used) : NULL;
-		if (lf == NULL) {
-			if (used > GREETING_LINE_MAX)
-				fail(u, "malformed answer", 16);
-			else if (u->eof)
-				fail(u, "closed", 6);
-			return;
-		}
-		size_t n = (size_t)(lf - line);
-		bool fine = n <= GREETING_LINE_MAX && n >= 2 && memcmp(line, "OK", 2) == 0 && (n == 2 || line[2] == ' ');
-		if (!fine) {
-			bool said = n > 4 && n <= GREETING_LINE_MAX && memcmp(line, "ERR ", 4) == 0;
-			fail(u, said ? line + 4 : "malformed answer", said ? n - 4 : 16);
-			return;
-		}
-		upstream_consume(u, n + 1);
-		if (++u->answers == 2)
-			u->phase = UPSTREAM_OPEN;
-	}
-}
-
-static void alloc_read(uv_handle_t *handle, size_t suggested, uv_buf_t *ret) {
-	struct upstream *u = handle->data;
-	*ret = uv_buf_init(NULL, 0);
-	if (u->closed || !buffer_want(&u->edge->buffers, &u->in, BUFFER_SMALL))
+static void rewatch(struct upstream *u) {
+	if (u->wire == NULL)
 		return;
+	bool greeting = u->place == &u->way->greeting;
+	bool readable = greeting || (!u->eof && u->rest == NULL && has_room(u));
+	bool writable = u->full && !greeting && way_is_awake(u->way);
+	wire_watch(u->wire, (readable ? UV_READABLE : 0) | (writable ? UV_WRITABLE : 0));
+}
+
+// Reads from `from` into `in`. As wire_read(); -ENOBUFS: there is no room for it now.
+static ssize_t read_some(struct upstream *u, struct wire *from) {
+	if (!buffer_want(&u->edge->buffers, &u->in, BUFFER_SMALL))
+		return -ENOBUFS;
 	if (buffer_room(&u->in) == 0)
 		buffer_compact(&u->in);
-	*ret = uv_buf_init(u->in.data + u->in.end, (unsigned)buffer_room(&u->in));
-}
-
-static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
-	struct upstream *u = stream->data;
-	if (u->closed)
-		return;
+	if (buffer_room(&u->in) == 0)
+		return -ENOBUFS;
+	ssize_t n = wire_read(from, u->in.data + u->in.end, buffer_room(&u->in));
 	if (n > 0) {
 		u->in.end += (uint32_t)n;
+		answered(u);
 	} else if (buffer_used(&u->in) == 0) {
 		buffer_release(&u->edge->buffers, &u->in);
 	}
-	if (n == 0)
+	return n;
+}
+
+static void read_wire(struct upstream *u) {
+	if (u->eof || u->rest != NULL)
 		return;
-	if (n < 0) {
-		uv_read_stop(stream);
-		u->reading = false;
-		u->eof = true;
-		if (n != UV_EOF)
-			u->broken = u->reset = true;
+	ssize_t n = read_some(u, u->wire);
+	if (n > 0 || n == -EAGAIN || n == -ENOBUFS)
+		return;
+	u->eof = true;
+	u->broken |= n < 0;
+	u->reset |= n < 0;
+	answered(u);
+}
+
+// The VMM before the sleep has ended or will never write again: what there is is all.
+static void read_rest(struct upstream *u) {
+	while (u->rest != NULL && has_room(u)) {
+		ssize_t n = read_some(u, u->rest);
+		if (n == -ENOBUFS) {
+			poke(u, AGAIN_MS);
+			return;
+		}
+		if (n > 0)
+			continue;
+		wire_close(u->rest);
+		u->rest = NULL;
 	}
-	if (u->phase == UPSTREAM_GREETING)
-		greet(u);
-	if (u->reading && buffer_room(&u->in) == 0 && u->in.start == 0 && u->in.data != NULL) {
-		uv_read_stop(stream);
-		u->reading = false;
+	if (u->rest == NULL && u->lost) {
+		u->eof = u->reset = true;
+		answered(u);
 	}
-	tell(u);
 }
 
 void upstream_update(struct upstream *u) {
-	if (u->closed || u->phase == UPSTREAM_CONNECTING || u->phase == UPSTREAM_FAILED)
+	if (u->closed || u->phase == UPSTREAM_FAILED)
 		return;
-	// Half a buffer is worth a read; less would make many small ones.
-	bool want = !u->eof && (u->in.data == NULL || u->in.capacity - buffer_used(&u->in) >= BUFFER_SMALL / 2);
-	if (!want || u->reading)
-		return;
-	buffer_compact(&u->in);
-	int r = uv_read_start((uv_stream_t *)&u->pipe, alloc_read, on_read);
-	u->reading = r == 0;
-	u->eof |= r < 0;
+	if (u->rest != NULL && has_room(u))
+		poke(u, 0);
+	if (u->in.data != NULL && buffer_room(&u->in) == 0)
+		buffer_compact(&u->in);
+	rewatch(u);
 }
 
-static void on_written(uv_write_t *request, int status) {
-	struct upstream *u = request->data;
-	u->writing = false;
-	if (u->closed) {
-		buffer_release(&u->edge->buffers, &u->out);
+// Connecting. -----------------------------------------------------------------------------------------------------------------
+
+static void greeted(struct upstream *u) {
+	u->attaching = false;
+	u->phase = UPSTREAM_OPEN;
+	u->wants = false;
+	way_put(u, &u->way->settled, false);
+	if (u->forsaken) {
+		close_now(u);
 		return;
 	}
-	if (status < 0) {
-		u->broken = true;
-		buffer_release(&u->edge->buffers, &u->out);
-	} else {
-		buffer_consume(&u->edge->buffers, &u->out, u->write_size);
-		upstream_flush(u);
+	if (u->ended)
+		wire_end(u->wire); // perhaps not for the first time
+	upstream_flush(u);
+	if (!u->eof && u->rest == NULL)
+		read_wire(u); // what came with the answer
+	rewatch(u);
+}
+
+// Puts it in line, before new ones: it goes on when its turn comes, or starts anew when nothing of it has reached the application.
+static void requeue(struct upstream *u, bool anew) {
+	wire_close(u->wire);
+	u->wire = NULL;
+	u->full = u->attaching = false;
+	u->answer_used = 0;
+	u->begun_ms = 0;
+	if (anew || u->host_port == 0) {
+		u->phase = UPSTREAM_CONNECTING;
+		u->host_port = u->answers = 0;
 	}
+	way_put(u, &u->way->waiting, true);
+}
+
+// A stream that was to be taken over does not exist any more: what it carried is lost.
+static void refused(struct upstream *u, const char *reason) {
+	enum microvm_news latest = microvm_route_latest(u->way->route);
+	if (latest == MICROVM_HALTS || latest == MICROVM_SLEEPS) {
+		requeue(u, false); // whatever the VMM says as it goes
+	} else if (u->forsaken) {
+		u->lost = true;
+		poke(u, 0);
+	} else if (u->attaching && u->phase == UPSTREAM_OPEN) {
+		upstream_lose(u, reason);
+	} else if (u->attaching) {
+		requeue(u, true);
+	} else {
+		fail(u, reason);
+		poke(u, 0);
+	}
+}
+
+// Reads the answers `OK …` of VMM and agent, or of the VMM to ATTACH; anything else is the end. True when there was news.
+static bool greet(struct upstream *u) {
+	for (;;) {
+		int r = wire_read_line(u->wire, u->answer, sizeof(u->answer), &u->answer_used);
+		if (r == 0)
+			return false;
+		u->answer_used = 0;
+		bool fine = r == 1 && strncmp(u->answer, "OK", 2) == 0 && (u->answer[2] == '\0' || u->answer[2] == ' ');
+		if (!fine) {
+			bool said = r == 1 && strncmp(u->answer, "ERR ", 4) == 0;
+			refused(u, said ? u->answer + 4 : r == -ECONNRESET ? "closed" : "malformed answer");
+			return true;
+		}
+		if (u->attaching) {
+			u->attaching = false;
+			if (u->answers == 2 || u->forsaken) {
+				greeted(u);
+				return true;
+			}
+			continue; // the agent's answer is still to come
+		}
+		if (u->answers == 0)
+			u->host_port = (uint32_t)strtoul(u->answer + 2, NULL, 10);
+		if (++u->answers == 2) {
+			greeted(u);
+			return true;
+		}
+	}
+}
+
+static void on_ready(void *arg) {
+	struct upstream *u = arg;
+	if (u->place == &u->way->greeting) {
+		if (!greet(u) || u->closed)
+			return;
+		way_serve(u->way);
+		tell(u);
+		return;
+	}
+	u->full = false;
+	upstream_flush(u);
+	read_wire(u);
+	rewatch(u);
 	tell(u);
 }
 
-static void on_shutdown(uv_shutdown_t *request, int status) {
-	struct upstream *u = request->data;
-	unpin(u);
+void upstream_begin(struct upstream *u) {
+	char lines[64];
+	if (u->begun_ms == 0)
+		u->begun_ms = uv_now(u->edge->engine->loop);
+	int r = wire_connect(u->edge->engine->loop, microvm_route_vsock(u->way->route), on_ready, u, &u->wire);
+	if (r == -EAGAIN) {
+		// Many at once can fill the socket's backlog faster than the VMM takes them.
+		poke(u, AGAIN_MS);
+		return;
+	}
+	u->attaching = u->host_port != 0;
+	u->answer_used = 0;
+	int n;
+	if (u->attaching)
+		n = snprintf(lines, sizeof(lines), "ATTACH %u\n", u->host_port);
+	else if (u->port == UPSTREAM_SESSION)
+		n = snprintf(lines, sizeof(lines), "CONNECT %d\nSESSION\n", STREAM_PORT);
+	else
+		n = snprintf(lines, sizeof(lines), "CONNECT %d\nTCP %u\n", STREAM_PORT, u->port);
+	if (r == 0 && wire_write(u->wire, lines, (size_t)n) != n)
+		r = -EPIPE;
+	if (r < 0) {
+		refused(u, uv_err_name(r));
+		return;
+	}
+	if (!u->attaching)
+		u->phase = UPSTREAM_GREETING;
+	rewatch(u);
+}
+
+static void on_again(uv_timer_t *timer) {
+	struct upstream *u = timer->data;
+	if (u->forsaken && u->lost) {
+		close_now(u);
+		return;
+	}
+	if (u->place == &u->way->greeting && u->wire == NULL) {
+		upstream_begin(u);
+		return;
+	}
+	read_rest(u);
+	rewatch(u);
+	tell(u);
+}
+
+static void poke(struct upstream *u, uint64_t ms) {
+	uv_timer_start(&u->again, on_again, ms, 0);
+}
+
+struct upstream *upstream_connect(struct edge *ed, struct microvm_route *route, uint16_t port, void (*changed)(void *arg), void *arg) {
+	struct upstream *u = calloc(1, sizeof(*u));
+	struct way *w = u == NULL ? NULL : way_of(ed, route);
+	if (w == NULL) {
+		free(u);
+		return NULL;
+	}
+	u->edge = ed;
+	u->way = w;
+	u->port = port;
+	u->changed = changed;
+	u->arg = arg;
+	uv_timer_init(ed->engine->loop, &u->again);
+	u->again.data = u;
+	edge_hold(ed);
+	way_put(u, &w->waiting, false);
+	way_serve(w);
+	edge_watch(ed);
+	if (microvm_route_latest(route) == MICROVM_ENDS)
+		upstream_lose(u, "the microVM has ended");
+	else if (!way_is_awake(w))
+		microvm_route_wake(route);
+	return u;
+}
+
+// Writing. --------------------------------------------------------------------------------------------------------------------
+
+static bool can_write(const struct upstream *u) {
+	return u->wire != NULL && u->place == &u->way->settled && way_is_awake(u->way);
 }
 
 void upstream_flush(struct upstream *u) {
-	if (u->closed || u->phase == UPSTREAM_CONNECTING)
+	if (u->closed)
 		return;
-	while (!u->writing && !u->broken && buffer_used(&u->out) > 0) {
-		uv_buf_t buf = uv_buf_init(buffer_bytes(&u->out), (unsigned)buffer_used(&u->out));
-		int n = uv_try_write((uv_stream_t *)&u->pipe, &buf, 1);
-		if (n == UV_EAGAIN) {
-			u->write.data = u;
-			u->write_size = buf.len;
-			u->writing = uv_write(&u->write, (uv_stream_t *)&u->pipe, &buf, 1, on_written) == 0;
-			u->broken = !u->writing;
-		} else if (n < 0) {
-			u->broken = true;
-		} else {
+	if (!can_write(u) && !u->broken) {
+		if (u->phase == UPSTREAM_OPEN && buffer_used(&u->out) > u->held && !u->wants) {
+			u->wants = true;
+			microvm_route_wake(u->way->route);
+		}
+		return;
+	}
+	bool wrote = false;
+	while (!u->broken && !u->full && buffer_used(&u->out) > 0) {
+		ssize_t n = wire_write(u->wire, buffer_bytes(&u->out), buffer_used(&u->out));
+		u->full = n == -EAGAIN;
+		u->broken = n < 0 && !u->full;
+		if (n > 0) {
 			buffer_consume(&u->edge->buffers, &u->out, (size_t)n);
+			wrote = true;
 		}
 	}
-	if (u->broken && !u->writing)
-		buffer_release(&u->edge->buffers, &u->out);
-	if (u->ending && !u->ended && !u->broken && !u->writing && buffer_used(&u->out) == 0) {
-		u->ended = true;
-		u->shutdown.data = u;
-		if (uv_shutdown(&u->shutdown, (uv_stream_t *)&u->pipe, on_shutdown) == 0)
-			u->pins++;
+	if (wrote) {
+		u->wrote_ms = uv_now(u->edge->engine->loop);
+		if (!u->asked && !u->eof)
+			microvm_route_asked(u->way->route);
+		u->asked |= !u->eof;
 	}
+	if (u->broken)
+		buffer_release(&u->edge->buffers, &u->out);
+	if (u->ending && !u->ended && !u->broken && buffer_used(&u->out) == 0) {
+		u->ended = true;
+		wire_end(u->wire);
+	}
+	rewatch(u);
 }
 
 void upstream_end(struct upstream *u) {
@@ -198,103 +394,81 @@ void upstream_end(struct upstream *u) {
 	upstream_flush(u);
 }
 
-static void on_connected(uv_connect_t *request, int status);
+// Sleep. ----------------------------------------------------------------------------------------------------------------------
 
-static void connect_now(struct upstream *u) {
-	uv_pipe_connect(&u->connect, &u->pipe, u->path, on_connected);
-}
-
-static void on_again(uv_timer_t *timer) {
-	connect_now(timer->data);
-}
-
-// A pipe that failed to connect cannot be connected once more; a new one can.
-static void on_reopen(uv_handle_t *handle) {
-	struct upstream *u = handle->data;
-	u->reopening = false;
-	if (u->closed) {
-		unpin(u);
+void upstream_halt(struct upstream *u) {
+	if (u->idle) {
+		close_now(u);
 		return;
 	}
-	uv_pipe_init(u->edge->engine->loop, &u->pipe, 0);
-	u->pipe.data = u;
-	uv_timer_start(&u->again, on_again, AGAIN_MS, 0);
+	// Bytes that wait for an application that takes none for long do not wake it; those of a transfer do.
+	u->held = (uint32_t)buffer_used(&u->out);
+	u->wants = u->held > 0 && uv_now(u->edge->engine->loop) - u->wrote_ms < MOVING_MS;
+	if (u->place == &u->way->greeting && u->wire == NULL) {
+		uv_timer_stop(&u->again);
+		requeue(u, false);
+	}
+	rewatch(u);
 }
 
-static void on_connected(uv_connect_t *request, int status) {
-	struct upstream *u = request->data;
-	if (u->closed)
+void upstream_detach(struct upstream *u) {
+	// The VMM may have answered by now.
+	if (u->wire != NULL && u->place == &u->way->greeting && greet(u) && !u->closed)
+		poke(u, 0);
+	if (u->closed || u->wire == NULL || u->phase == UPSTREAM_FAILED)
 		return;
-	// Many requests at once can fill the socket's backlog faster than the VMM takes them. The session's deadline ends this.
-	if (status == UV_EAGAIN) {
-		u->reopening = true;
-		uv_close((uv_handle_t *)&u->pipe, on_reopen);
+	if (u->place == &u->way->settled && wire_hung_up(u->wire)) {
+		u->broken = true; // the application has ended the stream; what it had said before is read as ever
 		return;
 	}
-	if (status < 0) {
-		fail_uv(u, status);
+	if (u->place == &u->way->settled && !u->eof) {
+		wire_watch(u->wire, 0);
+		u->rest = u->wire;
+		u->wire = NULL;
+		poke(u, 0);
+	}
+	requeue(u, false);
+}
+
+void upstream_go_on(struct upstream *u) {
+	u->wants = false;
+	upstream_flush(u);
+}
+
+void upstream_lose(struct upstream *u, const char *reason) {
+	if (u->phase != UPSTREAM_OPEN) {
+		fail(u, reason);
 	} else {
-		u->phase = UPSTREAM_GREETING;
-		upstream_flush(u);
-		upstream_update(u);
-		if (u->broken || u->eof)
-			fail(u, "closed", 6);
+		wire_close(u->wire);
+		u->wire = NULL;
+		u->attaching = false;
+		u->broken = true;
+		buffer_release(&u->edge->buffers, &u->out);
+		way_put(u, &u->way->settled, false);
 	}
-	tell(u);
+	u->lost = true;
+	poke(u, 0);
 }
 
-struct upstream *upstream_connect(struct edge *ed, const char *vsock, uint16_t port, void (*changed)(void *arg), void *arg) {
-	struct upstream *u = calloc(1, sizeof(*u));
-	if (u == NULL)
-		return NULL;
-	u->edge = ed;
-	u->port = port;
-	u->changed = changed;
-	u->arg = arg;
-	if (!upstream_reserve(u, BUFFER_SMALL)) {
-		free(u);
-		return NULL;
-	}
-	uv_pipe_init(ed->engine->loop, &u->pipe, 0); // cannot fail
-	uv_timer_init(ed->engine->loop, &u->again);
-	u->pipe.data = u->connect.data = u->again.data = u;
-	u->pins = 2;
-	edge_hold(ed);
-	if (snprintf(u->path, sizeof(u->path), "%s", vsock) >= (int)sizeof(u->path)) {
-		fail_uv(u, UV_ENAMETOOLONG);
-		return u;
-	}
-	char lines[GREETING_LINE_MAX];
-	int n = port == UPSTREAM_SESSION ? snprintf(lines, sizeof(lines), "CONNECT %d\nSESSION\n", STREAM_PORT)
-					 : snprintf(lines, sizeof(lines), "CONNECT %d\nTCP %u\n", STREAM_PORT, port);
-	upstream_append(u, lines, (size_t)n);
-	connect_now(u);
-	return u;
+bool upstream_wants(const struct upstream *u) {
+	return !u->forsaken && (u->wants || u->phase == UPSTREAM_CONNECTING);
 }
 
-// Whether nothing has come on a kept stream, not even its end.
-static bool is_quiet(struct upstream *u) {
-	uv_os_fd_t fd;
-	char byte;
-	return !u->eof && !u->broken && buffer_used(&u->in) == 0 && uv_fileno((uv_handle_t *)&u->pipe, &fd) == 0 &&
-	       recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
-}
+// Kept streams. ---------------------------------------------------------------------------------------------------------------
 
-struct upstream *upstream_take(struct edge *ed, const char *vsock, uint16_t port, uint64_t max_idle_ms, void (*changed)(void *arg),
-			       void *arg) {
+struct upstream *upstream_take(struct edge *ed, struct microvm_route *route, uint16_t port, uint64_t max_idle_ms,
+			       void (*changed)(void *arg), void *arg) {
 	uint64_t now = uv_now(ed->engine->loop);
 	struct upstream *u = TAILQ_FIRST(&ed->idle_upstreams), *next;
 	for (; u != NULL && now - u->idle_since_ms <= max_idle_ms; u = next) {
 		next = TAILQ_NEXT(u, link);
-		if (u->port != port || strcmp(u->path, vsock) != 0)
+		if (u->port != port || u->way->route != route || !way_is_awake(u->way))
 			continue;
-		if (!is_quiet(u)) {
+		if (u->eof || u->broken || buffer_used(&u->in) > 0 || !wire_is_quiet(u->wire)) {
 			upstream_close(u);
 			continue;
 		}
-		TAILQ_REMOVE(&ed->idle_upstreams, u, link);
-		ed->idle_upstream_count--;
-		u->idle = false;
+		leave_idle(u);
 		u->reused = true;
 		u->changed = changed;
 		u->arg = arg;
@@ -305,14 +479,15 @@ struct upstream *upstream_take(struct edge *ed, const char *vsock, uint16_t port
 
 void upstream_keep(struct upstream *u) {
 	struct edge *ed = u->edge;
-	bool fine = u->phase == UPSTREAM_OPEN && !u->eof && !u->broken && !u->ending && !u->writing && buffer_used(&u->in) == 0 &&
-		    buffer_used(&u->out) == 0 && !ed->stopping;
+	bool fine = u->phase == UPSTREAM_OPEN && !u->eof && !u->broken && !u->ending && can_write(u) && u->rest == NULL &&
+		    buffer_used(&u->in) == 0 && buffer_used(&u->out) == 0 && !ed->stopping;
 	if (!fine) {
 		upstream_close(u);
 		return;
 	}
 	if (ed->idle_upstream_count >= EDGE_UPSTREAMS_IDLE_MAX)
 		upstream_close(TAILQ_LAST(&ed->idle_upstreams, upstream_list));
+	answered(u);
 	u->idle = true;
 	u->changed = NULL;
 	u->idle_since_ms = uv_now(ed->engine->loop);
@@ -322,10 +497,32 @@ void upstream_keep(struct upstream *u) {
 	edge_watch(ed);
 }
 
+static void sweep_greeting(struct way *w, uint64_t now_ms) {
+	struct upstream *u = TAILQ_FIRST(&w->greeting), *next;
+	for (; u != NULL; u = next) {
+		next = TAILQ_NEXT(u, way_link);
+		if (now_ms - u->begun_ms >= EDGE_CONNECT_MS)
+			refused(u, "it could not be reached in time");
+	}
+	way_serve(w);
+}
+
 void upstream_sweep(struct edge *ed, uint64_t now_ms, bool all) {
 	struct upstream *u;
 	while ((u = TAILQ_LAST(&ed->idle_upstreams, upstream_list)) != NULL && (all || now_ms - u->idle_since_ms >= EDGE_UPSTREAM_IDLE_MS))
 		upstream_close(u);
+	struct way *w = TAILQ_FIRST(&ed->ways), *next;
+	for (; w != NULL; w = next) {
+		next = TAILQ_NEXT(w, link);
+		way_pin(w);
+		if (all) {
+			while ((u = way_any(w)) != NULL)
+				close_now(u);
+		} else {
+			sweep_greeting(w, now_ms);
+		}
+		way_unpin(w);
+	}
 }
 
 size_t upstream_room(const struct upstream *u) {
@@ -333,9 +530,6 @@ size_t upstream_room(const struct upstream *u) {
 }
 
 bool upstream_reserve(struct upstream *u, uint32_t capacity) {
-	// A block that a write under way points into must not move.
-	if (u->writing && (u->out.data == NULL || u->out.capacity < capacity))
-		return false;
 	return buffer_want(&u->edge->buffers, &u->out, capacity);
 }
 

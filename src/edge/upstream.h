@@ -1,56 +1,71 @@
 // A byte stream to a port of an application inside a microVM: the VMM's vsock socket, the guest agent, loopback.
 //
 // docs/agent-protocol.md, port 1025. The two request lines go out together; the stream is open when both answers are there. Streams that an
-// HTTP/1.1 session leaves in order are kept for a few seconds for the next request to the same port of the same VMM; when the microVM is
-// suspended, its VMM ends and the kept streams with it.
+// HTTP/1.1 session leaves in order are kept for a few seconds for the next request to the same port of the same microVM.
+//
+// A stream outlives the sleep of its microVM, and its user sees nothing but a pause. What the edge has written is in the snapshot or with the
+// application; what it is given meanwhile waits in `out`, and wakes the microVM when its policy says so; what the VMM had written is
+// read to its end; then the stream is taken over from the new VMM (`ATTACH`). One that was not open yet starts anew. A stream that is closed
+// meanwhile is closed in the guest as soon as it is awake.
 #pragma once
 
 #include "edge/buffer.h"
 #include "edge/state.h"
-
-#include <sys/un.h>
+#include "edge/wire.h"
 
 #define UPSTREAM_SESSION 0 // in place of a port: a session with the guest agent itself (docs/agent-protocol.md, SESSION)
 
 enum upstream_phase {
-	UPSTREAM_CONNECTING, // to the VMM
+	UPSTREAM_CONNECTING, // to the VMM; or waiting for it, in line or asleep
 	UPSTREAM_GREETING,   // waiting for the answers of VMM and agent
 	UPSTREAM_OPEN,
 	UPSTREAM_FAILED,
 };
 
+struct microvm_route;
+struct way;
+
 struct upstream {
 	struct edge *edge;
-	TAILQ_ENTRY(upstream) link; // while it is idle
-	uv_pipe_t pipe;
-	uv_connect_t connect;
-	uv_timer_t again; // while the VMM's backlog is full
-	uv_write_t write;
-	uv_shutdown_t shutdown;
+	struct way *way;
+	TAILQ_ENTRY(upstream) link;     // while it is idle
+	TAILQ_ENTRY(upstream) way_link; // on `place`
+	struct upstream_list *place;    // one of the way's lists; NULL once closed
+	struct wire *wire;              // to the VMM; NULL while there is none
+	struct wire *rest;              // to the VMM before the sleep, which has ended: what is left to read of it
+	uv_timer_t again;               // something is to be done from the loop: see on_again()
 	enum upstream_phase phase;
-	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 	uint16_t port;
-	int answers;     // lines of the greeting that came
-	char reason[48]; // why it failed
+	uint32_t host_port; // the VMM's name for the stream; 0: not known
+	unsigned answers;   // lines of the greeting that came
+	char answer[64];    // the one that is coming
+	size_t answer_used;
+	char reason[80]; // why it failed
 	struct buffer in, out;
 	bool eof;    // the application has ended its side
 	bool reset;  // … and not in order
 	bool broken; // writing is of no use any more
 	bool reused; // it has carried a request before
-	bool reading, writing, ending, ended, idle, reopening, closed;
-	size_t write_size;
-	uint64_t idle_since_ms;
-	unsigned pins;
+	bool ending, ended, idle, closed;
+	bool full;      // the socket took no more
+	bool attaching; // ATTACH was sent, its answer has not come
+	bool forsaken;  // closed while its microVM slept
+	bool lost;      // once `rest` is read, it is over
+	bool wants;     // bytes came after the microVM was halted
+	bool asked;     // bytes went to the application, none has come since
+	uint32_t held;  // bytes in `out` as it was halted
+	uint64_t idle_since_ms, begun_ms, wrote_ms;
 	void (*changed)(void *arg); // called from the loop only, never from within a call of this interface
 	void *arg;
 };
 
 // A kept stream that was idle for at most max_idle_ms and is still alive, or NULL.
-struct upstream *upstream_take(struct edge *ed, const char *vsock, uint16_t port, uint64_t max_idle_ms, void (*changed)(void *arg),
-			       void *arg);
+struct upstream *upstream_take(struct edge *ed, struct microvm_route *route, uint16_t port, uint64_t max_idle_ms,
+			       void (*changed)(void *arg), void *arg);
 
-// A new one, in UPSTREAM_CONNECTING or already in UPSTREAM_FAILED; NULL when out of memory.
-struct upstream *upstream_connect(struct edge *ed, const char *vsock, uint16_t port, void (*changed)(void *arg), void *arg);
+// A new one, in UPSTREAM_CONNECTING or already further; NULL when out of memory. It waits in line for as long as it takes; once it is its
+// turn, it fails when the application cannot be reached within EDGE_CONNECT_MS.
+struct upstream *upstream_connect(struct edge *ed, struct microvm_route *route, uint16_t port, void (*changed)(void *arg), void *arg);
 
 // Room for writing. Bytes are appended with upstream_append(), which checks nothing, and sent with upstream_flush().
 size_t upstream_room(const struct upstream *u);
@@ -71,5 +86,5 @@ void upstream_update(struct upstream *u);
 void upstream_keep(struct upstream *u);
 void upstream_close(struct upstream *u);
 
-// Closes kept streams that were idle for too long, or all of them.
+// Ends streams that took too long to be greeted, and closes kept ones that were idle for too long; or, `all`, closes every one.
 void upstream_sweep(struct edge *ed, uint64_t now_ms, bool all);

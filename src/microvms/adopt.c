@@ -86,18 +86,15 @@ static int take_over(struct microvm *m, const char *vmm, struct error *e) {
 	if (r == 0)
 		r = agent_receive(&a, AGENT_REPLY_MS, NULL, e);
 	microvm_agent_close(m, &a);
-	return r == 0 ? microvm_open_route(m, e) : r;
+	return r;
 }
 
 static void go_on_running(struct microvm *m, struct slots *slots, const char *vmm) {
 	struct error e = {0};
 	bool living = vmm[0] != '\0' && claim(slots, vmm);
 	int r = living ? take_over(m, vmm, &e) : error_set(&e, -ECONNRESET, HOST_STOPPED);
-	if (r == 0) {
-		snprintf(m->record.vmm, sizeof(m->record.vmm), "%.36s", vmm);
-		if (m->state != STATE_RUNNING)
-			r = microvm_change(m, IN(m->state), STATE_RUNNING, NULL, &e);
-	}
+	if (r == 0)
+		r = microvm_go_running(m, IN(m->state), &e);
 	if (r == 0) {
 		microvm_remove_snapshot(m); // that it was woken from, or that a suspend had begun
 		microvm_attach(m);

@@ -148,6 +148,8 @@ int timers_begin(struct engine *en, struct error *e) {
 
 void timers_end(struct engine *en) {
 	struct microvms *t = en->microvms;
+	if (t != NULL)
+		t->loop_gone = true;
 	if (t != NULL && t->alarm_open) {
 		t->alarm_open = false;
 		uv_close((uv_handle_t *)&t->alarm, NULL);

@@ -20,6 +20,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
 enum microvm_state { STATE_PENDING, STATE_RUNNING, STATE_SUSPENDING, STATE_SUSPENDED, STATE_TERMINATING, STATE_TERMINATED };
 #define IN(state) (1u << (state))
@@ -27,25 +28,19 @@ enum microvm_state { STATE_PENDING, STATE_RUNNING, STATE_SUSPENDING, STATE_SUSPE
 
 #define BUCKETS 4096
 #define TOMBSTONES_MAX 1024 // terminated microVMs that the edge still knows
-#define WAITERS_MAX 1024    // requests held for one microVM
+#define WAITERS_MAX 4096    // requests held for one microVM: as many as the edge has connections
 #define FOLDER_PATH 512
 
 #define AGENT_REPLY_MS 30000
 #define ATTACH_DELAY_MS 300
 #define DRAIN_MS 5000      // how long a suspend waits for requests that are being answered
+#define DRAIN_QUIET_MS 200 // … once they are being answered: for bytes to stop moving
 #define EXIT_GRACE_MS 1000 // between the application's end and that of its microVM
 
 struct waiter {
-	struct waiter *next;
+	STAILQ_ENTRY(waiter) link;
 	microvm_opened done;
 	void *arg;
-};
-
-struct microvm_route {
-	_Atomic unsigned references;
-	struct microvm *m; // holds a reference
-	unsigned active;   // requests under way; guarded by m->lock
-	char vsock[SOCKET_PATH];
 };
 
 struct microvm {
@@ -55,7 +50,7 @@ struct microvm {
 
 	pthread_mutex_t commit;
 	pthread_mutex_t lock;
-	pthread_cond_t changed;      // busy, recorded, route->active
+	pthread_cond_t changed;      // busy, recorded, requests, unanswered
 	struct store_microvm record; // config is this object's
 	unsigned ingress;            // enum ingress (images/connectors.h); never changes
 	enum microvm_state state;
@@ -64,9 +59,12 @@ struct microvm {
 	int recorded;  // of a new microVM: 0 on its way to the store, 1 there, -1 refused
 	bool terminate_hook;
 	int agent_fd; // that an operation waits on; -1: none. A Terminate shuts it down
-	struct waiter *waiters;
+	STAILQ_HEAD(, waiter) waiters;
 	size_t waiter_count;
-	struct microvm_route *route; // while RUNNING
+	struct microvm_route *route; // from the first RUNNING to the end
+	bool reachable;              // RUNNING, and the route's follower knows
+	unsigned requests;           // routes that were given out
+	unsigned unanswered;         // requests that the application has not begun to answer
 	uint64_t incarnation;        // counts the VMMs that it had
 	char end_reason[REASON_MAX]; // why the VMM ended by itself
 	int64_t exited_ms;           // monotonic; when the application ended; 0: it runs
@@ -96,6 +94,7 @@ struct microvms {
 	_Atomic bool alarm_open;
 	_Atomic bool rearm_queued;
 	_Atomic bool stopping;
+	_Atomic bool loop_gone; // nothing more is submitted to the loop
 };
 
 // registry.c ------------------------------------------------------------------------------------------------------------------
@@ -126,11 +125,8 @@ int microvm_change(struct microvm *m, unsigned from, enum microvm_state to, cons
 bool microvm_force(struct microvm *m, unsigned from, enum microvm_state to, const char *reason);
 // Answers the requests that wait, as the state says. failure: why a resume failed, or NULL.
 void microvm_settle(struct microvm *m, const char *failure);
-// Makes the route of a microVM that is about to be RUNNING / drops it.
-int microvm_open_route(struct microvm *m, struct error *e);
-void microvm_close_route(struct microvm *m);
-// Waits until no request is under way, at most timeout_ms.
-void microvm_drain(struct microvm *m, int timeout_ms);
+// microvm_open() of a microVM that is known.
+void microvm_open_this(struct microvm *m, microvm_opened done, void *arg);
 // Connects to the guest agent so that a Terminate can interrupt; close with microvm_agent_close().
 int microvm_agent_open(struct microvm *m, struct agent *a, struct error *e);
 void microvm_agent_close(struct microvm *m, struct agent *a);
@@ -139,6 +135,20 @@ void microvm_agent_close(struct microvm *m, struct agent *a);
 int microvm_call_hook(struct microvm *m, struct agent *a, enum image_hook hook, char reason[REASON_MAX]);
 int microvm_hook_result(struct microvm *m, struct agent *a, enum image_hook hook, char reason[REASON_MAX]); // of one sent already
 json_t *microvm_hook_request(struct microvm *m, enum image_hook hook, const char *body);
+
+// route.c ---------------------------------------------------------------------------------------------------------------------
+// Commits RUNNING and opens the endpoint to the VMM in m->slot; a state that is RUNNING already (a record of the last stasisd) needs no commit.
+int microvm_go_running(struct microvm *m, unsigned from, struct error *e);
+// The steps of a suspend, as seen from the endpoint: waits, at most timeout_ms, until no request is unanswered and no byte moves; tells the
+// follower that the VMM is halted, and returns once it knows; that it sleeps, the same; or that it runs on after all.
+void microvm_route_drain(struct microvm *m, int timeout_ms);
+void microvm_route_halt(struct microvm *m);
+void microvm_route_sleep(struct microvm *m);
+void microvm_route_run_on(struct microvm *m);
+// The route for one more request. m->lock is held.
+struct microvm_route *microvm_route_give(struct microvm *m);
+// The microVM ends, and its route.
+void microvm_route_end(struct microvm *m);
 
 // attach.c: follows the VMM and the application of a microVM that runs ---------------------------------------------------------
 void microvm_attach(struct microvm *m); // with the operation held

@@ -49,9 +49,9 @@ int microvm_terminate(struct engine *en, const char *id, const char *reason, str
 
 // For the edge. ---------------------------------------------------------------------------------------------------------------
 
-// How to reach a microVM that is awake. Holding one keeps the microVM from being suspended in mid-request only by its activity count:
-// release it at the end of the request (or of the upgraded connection).
-struct microvm_route; // opaque, reference-counted
+// How to reach a microVM, through all its sleeps; reference-counted. Give it back at the end of the request (or of the upgraded
+// connection): a suspend that was asked for gives requests under way some seconds to be answered.
+struct microvm_route; // opaque
 
 enum microvm_open_result {
 	MICROVM_OPEN_OK,
@@ -67,10 +67,41 @@ typedef void (*microvm_opened)(void *arg, enum microvm_open_result result, struc
 // within this call). Requests for a microVM that is PENDING, SUSPENDING or being resumed are held until that is over. [any]
 void microvm_open(struct engine *en, const char *endpoint, microvm_opened done, void *arg);
 
-const char *microvm_route_vsock(const struct microvm_route *r); // path of vsock.sock
 const char *microvm_route_id(const struct microvm_route *r);
 void microvm_route_active(struct microvm_route *r); // bytes crossed the endpoint now; cheap. [any]
 void microvm_route_release(struct microvm_route *r);
+
+// Streams outlive sleeps: whoever has streams to a microVM's VMM follows the route, and is told what becomes of the VMM. All of this on the
+// loop thread.
+enum microvm_news {
+	// The VMM is about to be paused: once this call has returned, nothing may be written to it.
+	MICROVM_HALTS,
+	// The snapshot is complete. What had been written to the VMM is in it; what the VMM had written can still be read, and is all that comes.
+	MICROVM_SLEEPS,
+	// It runs, and microvm_route_vsock() is where. After MICROVM_HALTS alone the VMM is the same as before, and its streams are.
+	MICROVM_AWAKE,
+	// The resume that microvm_route_wake() had asked for failed, or cannot be; it sleeps on.
+	MICROVM_SLEEPS_ON,
+	// It is being terminated.
+	MICROVM_ENDS,
+};
+struct microvm_follower {
+	// why: of MICROVM_SLEEPS_ON, for the log.
+	void (*news)(struct microvm_follower *f, enum microvm_news news, const char *why);
+};
+// Begins to follow (one at a time), which holds a reference to the route until microvm_route_leave().
+void microvm_route_follow(struct microvm_route *r, struct microvm_follower *f);
+void microvm_route_leave(struct microvm_route *r);
+struct microvm_follower *microvm_route_follower(const struct microvm_route *r); // or NULL
+enum microvm_news microvm_route_latest(const struct microvm_route *r);          // never MICROVM_SLEEPS_ON
+const char *microvm_route_vsock(const struct microvm_route *r);                 // path of vsock.sock; of use while it is awake
+
+// Bytes wait for a microVM that sleeps: wakes it when its policy says so; without auto-resume they wait on. News come when it is over.
+void microvm_route_wake(struct microvm_route *r);
+
+// A request went to the application that has not begun to answer it / it has begun, or will not any more.
+void microvm_route_asked(struct microvm_route *r);
+void microvm_route_answered(struct microvm_route *r);
 
 // Looks up who an endpoint is without waking it, from memory. Returns false when unknown. [any]
 bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48], char state[STATE_TEXT]);

@@ -39,6 +39,7 @@ struct microvm *microvm_new(struct engine *en, const struct store_microvm *recor
 	m->agent_fd = -1;
 	m->slot = SLOT_NONE;
 	m->app_log.fd = -1;
+	STAILQ_INIT(&m->waiters);
 	m->last_activity_ms = (int64_t)monotonic_ms();
 	m->begun_ms = moment_of(record->started_ms);
 	m->asleep_ms = moment_of(record->suspended_at_ms);
@@ -175,7 +176,7 @@ void registry_free(struct engine *en) {
 	size_t n = registry_all(en, &all);
 	for (size_t i = 0; i < n; i++) {
 		microvm_detach(all[i]);
-		microvm_close_route(all[i]);
+		microvm_route_end(all[i]);
 		registry_remove(all[i]);
 		microvm_unref(all[i]);
 	}

@@ -114,13 +114,8 @@ int microvm_resume_now(struct microvm *m, struct error *e) {
 	if (r == 0)
 		r = wake_guest(m, &a, &stages, &thawed, e);
 	microvm_agent_close(m, &a);
-	if (r == 0)
-		r = microvm_open_route(m, e);
 	if (r == 0) {
-		pthread_mutex_lock(&m->lock);
-		snprintf(m->record.vmm, sizeof(m->record.vmm), "%.36s", m->slot.vmm);
-		pthread_mutex_unlock(&m->lock);
-		r = microvm_change(m, IN(STATE_SUSPENDED), STATE_RUNNING, NULL, e);
+		r = microvm_go_running(m, IN(STATE_SUSPENDED), e);
 		stages_mark(&stages, "store.commit");
 	}
 	pthread_mutex_lock(&m->lock);
@@ -128,7 +123,6 @@ int microvm_resume_now(struct microvm *m, struct error *e) {
 	pthread_mutex_unlock(&m->lock);
 	if (r < 0) {
 		microvm_forget_credentials(m);
-		microvm_close_route(m);
 		if (microvm_state_now(m) == STATE_SUSPENDED)
 			back_to_sleep(m, thawed, e);
 		microvm_settle(m, e->message);

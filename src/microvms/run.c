@@ -94,13 +94,8 @@ static int launch(struct microvm *m, const char *payload, struct stages *stages,
 	if (r == 0)
 		r = wake_clone(m, &a, payload, stages, reason, &e);
 	microvm_agent_close(m, &a);
-	if (r == 0)
-		r = microvm_open_route(m, &e);
 	if (r == 0) {
-		pthread_mutex_lock(&m->lock);
-		snprintf(m->record.vmm, sizeof(m->record.vmm), "%.36s", m->slot.vmm);
-		pthread_mutex_unlock(&m->lock);
-		r = microvm_change(m, IN(STATE_PENDING), STATE_RUNNING, NULL, &e);
+		r = microvm_go_running(m, IN(STATE_PENDING), &e);
 		stages_mark(stages, "store.commit");
 	}
 	if (r < 0 && reason[0] == '\0')

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 
 const char *const state_names[] = {"PENDING", "RUNNING", "SUSPENDING", "SUSPENDED", "TERMINATING", "TERMINATED"};
 
@@ -147,12 +146,10 @@ static bool verdict(struct microvm *m, const char *failure, enum microvm_open_re
 	*route = NULL;
 	switch (m->state) {
 	case STATE_RUNNING:
-		if (m->route == NULL)
+		if (!m->reachable)
 			return false;
 		*result = MICROVM_OPEN_OK;
-		*route = m->route;
-		m->route->references++;
-		m->route->active++;
+		*route = microvm_route_give(m);
 		m->last_activity_ms = (int64_t)monotonic_ms();
 		return true;
 	case STATE_SUSPENDED:
@@ -174,7 +171,7 @@ static bool verdict(struct microvm *m, const char *failure, enum microvm_open_re
 
 // Submits a resume when somebody waits for it. m->lock is held.
 static bool wake_when_wanted(struct microvm *m) {
-	if (m->state != STATE_SUSPENDED || m->resuming || m->waiters == NULL)
+	if (m->state != STATE_SUSPENDED || m->resuming || STAILQ_EMPTY(&m->waiters))
 		return true;
 	m->resuming = true;
 	if (worker_submit(microvm_resume_job, microvm_ref(m)) == 0)
@@ -189,7 +186,7 @@ void microvm_settle(struct microvm *m, const char *failure) {
 		enum microvm_open_result result = MICROVM_OPEN_FAILED;
 		struct microvm_route *route = NULL;
 		pthread_mutex_lock(&m->lock);
-		struct waiter *w = m->waiters;
+		struct waiter *w = STAILQ_FIRST(&m->waiters);
 		if (w == NULL || !verdict(m, failure, &result, &route)) {
 			bool woken = wake_when_wanted(m);
 			pthread_mutex_unlock(&m->lock);
@@ -198,7 +195,7 @@ void microvm_settle(struct microvm *m, const char *failure) {
 			failure = "no thread is free to resume the MicroVM";
 			continue;
 		}
-		m->waiters = w->next;
+		STAILQ_REMOVE_HEAD(&m->waiters, link);
 		m->waiter_count--;
 		pthread_mutex_unlock(&m->lock);
 		answer(m->en, w, result, route, result == MICROVM_OPEN_FAILED && failure != NULL ? failure : "");
@@ -206,18 +203,13 @@ void microvm_settle(struct microvm *m, const char *failure) {
 	}
 }
 
-void microvm_open(struct engine *en, const char *endpoint, microvm_opened done, void *arg) {
+void microvm_open_this(struct microvm *m, microvm_opened done, void *arg) {
 	struct waiter now = {.done = done, .arg = arg};
-	struct microvm *m = en->microvms == NULL ? NULL : registry_find_endpoint(en, endpoint);
-	if (m == NULL) {
-		answer(en, &now, MICROVM_OPEN_UNKNOWN, NULL, "");
-		return;
-	}
 	enum microvm_open_result result = MICROVM_OPEN_FAILED;
 	struct microvm_route *route = NULL;
 	const char *why = "";
 	pthread_mutex_lock(&m->lock);
-	bool decided = m->waiters == NULL && verdict(m, NULL, &result, &route);
+	bool decided = STAILQ_EMPTY(&m->waiters) && verdict(m, NULL, &result, &route);
 	if (!decided && m->waiter_count >= WAITERS_MAX) {
 		decided = true;
 		why = "too many requests wait for the MicroVM";
@@ -225,86 +217,26 @@ void microvm_open(struct engine *en, const char *endpoint, microvm_opened done, 
 	struct waiter *w = decided ? NULL : malloc(sizeof(*w));
 	if (w != NULL) {
 		*w = now;
-		struct waiter **last = &m->waiters;
-		while (*last != NULL)
-			last = &(*last)->next;
-		*last = w;
+		STAILQ_INSERT_TAIL(&m->waiters, w, link);
 		m->waiter_count++;
 	}
 	pthread_mutex_unlock(&m->lock);
 	if (decided)
-		answer(en, &now, result, route, why);
+		answer(m->en, &now, result, route, why);
 	else if (w == NULL)
-		answer(en, &now, MICROVM_OPEN_FAILED, NULL, "out of memory");
+		answer(m->en, &now, MICROVM_OPEN_FAILED, NULL, "out of memory");
 	else
 		microvm_settle(m, NULL);
+}
+
+void microvm_open(struct engine *en, const char *endpoint, microvm_opened done, void *arg) {
+	struct waiter now = {.done = done, .arg = arg};
+	struct microvm *m = en->microvms == NULL ? NULL : registry_find_endpoint(en, endpoint);
+	if (m == NULL)
+		answer(en, &now, MICROVM_OPEN_UNKNOWN, NULL, "");
+	else
+		microvm_open_this(m, done, arg);
 	microvm_unref(m);
-}
-
-// Routes. -------------------------------------------------------------------------------------------------------------------
-
-int microvm_open_route(struct microvm *m, struct error *e) {
-	struct microvm_route *route = calloc(1, sizeof(*route));
-	if (route == NULL)
-		return error_set(e, -ENOMEM, "out of memory opening the endpoint");
-	route->references = 1;
-	route->m = microvm_ref(m);
-	set_text(route->vsock, sizeof(route->vsock), m->slot.vsock);
-	microvm_close_route(m);
-	pthread_mutex_lock(&m->lock);
-	m->route = route;
-	m->incarnation++;
-	pthread_mutex_unlock(&m->lock);
-	m->last_activity_ms = (int64_t)monotonic_ms();
-	return 0;
-}
-
-static void route_unref(struct microvm_route *route) {
-	if (route == NULL || --route->references > 0)
-		return;
-	microvm_unref(route->m);
-	free(route);
-}
-
-void microvm_close_route(struct microvm *m) {
-	pthread_mutex_lock(&m->lock);
-	struct microvm_route *route = m->route;
-	m->route = NULL;
-	pthread_mutex_unlock(&m->lock);
-	route_unref(route);
-}
-
-const char *microvm_route_vsock(const struct microvm_route *r) {
-	return r->vsock;
-}
-
-const char *microvm_route_id(const struct microvm_route *r) {
-	return r->m->record.id;
-}
-
-void microvm_route_active(struct microvm_route *r) {
-	atomic_store_explicit(&r->m->last_activity_ms, (int64_t)(clock_ns(CLOCK_MONOTONIC_COARSE) / 1000000u), memory_order_relaxed);
-}
-
-void microvm_route_release(struct microvm_route *r) {
-	if (r == NULL)
-		return;
-	pthread_mutex_lock(&r->m->lock);
-	if (--r->active == 0)
-		pthread_cond_broadcast(&r->m->changed);
-	pthread_mutex_unlock(&r->m->lock);
-	route_unref(r);
-}
-
-void microvm_drain(struct microvm *m, int timeout_ms) {
-	struct timespec until;
-	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_sec += timeout_ms / 1000;
-	pthread_mutex_lock(&m->lock);
-	while (m->route != NULL && m->route->active > 0 && m->state == STATE_SUSPENDING)
-		if (pthread_cond_timedwait(&m->changed, &m->lock, &until) == ETIMEDOUT)
-			break;
-	pthread_mutex_unlock(&m->lock);
 }
 
 bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48], char state[STATE_TEXT]) {

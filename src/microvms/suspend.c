@@ -91,8 +91,10 @@ static int run_on(struct microvm *m, bool paused, struct error *e) {
 		return r;
 	m->last_activity_ms = (int64_t)monotonic_ms(); // an idle policy tries again after another idle period
 	r = microvm_change(m, IN(STATE_SUSPENDING), STATE_RUNNING, NULL, e);
-	if (r == 0)
+	if (r == 0) {
+		microvm_route_run_on(m);
 		microvm_attach(m);
+	}
 	return r;
 }
 
@@ -114,6 +116,8 @@ static int suspend_steps(struct microvm *m, enum suspend_cause cause, struct sta
 	}
 	microvm_agent_close(m, &a);
 	if (r == 0) {
+		if (cause != SUSPEND_RESUME_FAILED)
+			microvm_route_halt(m);
 		r = vmm_pause(&m->slot.client, e);
 		*paused = r == 0;
 		stages_mark(stages, "vmm.pause");
@@ -171,7 +175,7 @@ int microvm_suspend_now(struct microvm *m, enum suspend_cause cause, struct erro
 	// When the idle period is over, whoever still holds the endpoint open is silent; unless a byte came just now.
 	if (cause == SUSPEND_ASKED ||
 	    (cause == SUSPEND_IDLE && (int64_t)monotonic_ms() < m->last_activity_ms + m->record.max_idle_s * 1000)) {
-		microvm_drain(m, DRAIN_MS);
+		microvm_route_drain(m, DRAIN_MS);
 		stages_mark(&stages, "drain");
 	}
 	bool paused = false;
@@ -179,8 +183,9 @@ int microvm_suspend_now(struct microvm *m, enum suspend_cause cause, struct erro
 	microvm_detach(m);
 	r = suspend_steps(m, cause, &stages, &paused, reason, e);
 	if (r == 0) {
-		microvm_close_route(m);
-		slot_end_later(m->en, &m->slot); // which ends the streams that are still open
+		if (!again)
+			microvm_route_sleep(m);
+		slot_end_later(m->en, &m->slot);
 	} else if (!again) {
 		r = suspend_failed(m, r, paused, reason, e);
 	}

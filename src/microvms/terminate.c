@@ -12,7 +12,7 @@
 void microvm_finish(struct microvm *m) {
 	struct error e;
 	microvm_detach(m);
-	microvm_close_route(m);
+	microvm_route_end(m);
 	slot_end(m->en, &m->slot);
 	if (m->folder[0] != '\0')
 		logs_microvm_ended(m->en, m->record.id, m->folder);

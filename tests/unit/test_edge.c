@@ -193,7 +193,7 @@ static bool serve_request(int fd, const struct http_head *h, const struct text *
 	}
 	if (h->upgrade) {
 		const struct http_header *offered = http_find(h, "sec-websocket-protocol");
-		say(fd, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-A: b\r\n");
+		say(fd, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\nX-A: b\r\n");
 		if (offered != NULL) {
 			// What was offered, for the test to see, and the selection of one of it.
 			int n = snprintf(data, sizeof(data), "X-Offered: %.*s\r\n%s", (int)offered->value.size, offered->value.data,
@@ -465,6 +465,15 @@ static void connectors_let_nothing_in(void **state) {
 	expect_answer(request_to(DOUBLE_SHUT, "GET /", "Connection: close\r\n"), "HTTP/1.1 403 Forbidden\r\n",
 		      "\r\n\r\nIngress denied by network connectors");
 	assert_int_equal(double_opened, opened); // it sleeps on
+	// The shell has connectors of its own; the other one's token does not help.
+	char text[4096], token[TOKEN_ROOM];
+	snprintf(token, sizeof(token), "%s", token_for(DOUBLE_DEAD, 1, 65535, (int64_t)realtime_ms() + 60000, TOKEN_SHELL));
+	snprintf(text, sizeof(text),
+		 "GET /shell HTTP/1.1\r\nHost: " DOUBLE_DEAD
+		 ".microvm.localhost\r\nX-aws-proxy-auth: %s\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
+		 "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+		 token);
+	expect_answer(text, "HTTP/1.1 403 Forbidden\r\n", "\r\n\r\nIngress denied by network connectors");
 }
 
 static void answers_for_what_cannot_be_reached(void **state) {
@@ -839,7 +848,7 @@ static void passes_early_responses_on(void **state) {
 
 static void tunnels_upgrades(void **state) {
 	struct client *c = client_open();
-	client_say(c, request("GET /ws", "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"));
+	client_say(c, request("GET /ws", "Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"));
 	client_say(c, "early");
 	client_until(c, "early");
 	assert_string_equal(c->got.data,

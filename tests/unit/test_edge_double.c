@@ -6,9 +6,11 @@
 #include "microvms/microvms.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,7 +40,16 @@ static const struct {
 
 struct microvm_route {
 	size_t row;
+	struct microvm_follower *follower;
+	enum microvm_news latest;
+	bool waking;
 };
+static struct microvm_route routes[] = {{.row = 0, .latest = MICROVM_AWAKE}, {.row = 1, .latest = MICROVM_AWAKE},
+					{.row = 2, .latest = MICROVM_AWAKE}, {.row = 3, .latest = MICROVM_AWAKE},
+					{.row = 4, .latest = MICROVM_AWAKE}, {.row = 5, .latest = MICROVM_AWAKE},
+					{.row = 6, .latest = MICROVM_AWAKE}};
+_Static_assert(sizeof(routes) / sizeof(routes[0]) == ROWS, "one for each row");
+static struct engine *engine;
 
 struct opening {
 	uv_timer_t timer;
@@ -69,8 +80,7 @@ static void on_open(uv_timer_t *timer) {
 	if (result != MICROVM_OPEN_OK) {
 		double_held--;
 	} else {
-		route = malloc(sizeof(*route));
-		route->row = o->row;
+		route = &routes[o->row];
 	}
 	o->done(o->arg, result, route, result == MICROVM_OPEN_OK ? NULL : "as the table says");
 	uv_close((uv_handle_t *)timer, free_opening);
@@ -100,7 +110,106 @@ void microvm_route_active(struct microvm_route *r) {
 
 void microvm_route_release(struct microvm_route *r) {
 	double_held--;
-	free(r);
+}
+
+// Sleep. ----------------------------------------------------------------------------------------------------------------------
+
+_Atomic int double_on_wake;
+_Atomic unsigned double_wakes, double_detached;
+_Atomic int double_unanswered;
+
+void microvm_route_follow(struct microvm_route *r, struct microvm_follower *f) {
+	r->follower = f;
+}
+
+void microvm_route_leave(struct microvm_route *r) {
+	r->follower = NULL;
+}
+
+struct microvm_follower *microvm_route_follower(const struct microvm_route *r) {
+	return r->follower;
+}
+
+enum microvm_news microvm_route_latest(const struct microvm_route *r) {
+	return r->latest;
+}
+
+void microvm_route_asked(struct microvm_route *r) {
+	double_unanswered++;
+}
+
+void microvm_route_answered(struct microvm_route *r) {
+	double_unanswered--;
+}
+
+static void set_asleep(bool on);
+
+static void publish(enum microvm_news news) {
+	if (news == MICROVM_AWAKE)
+		set_asleep(false);
+	for (size_t i = 0; i < ROWS; i++) {
+		if (news != MICROVM_SLEEPS_ON)
+			routes[i].latest = news;
+		if (news == MICROVM_AWAKE || news == MICROVM_SLEEPS_ON)
+			routes[i].waking = false;
+		if (routes[i].follower != NULL)
+			routes[i].follower->news(routes[i].follower, news, "as it was told to fail");
+	}
+}
+
+static void on_wake_time(uv_timer_t *timer) {
+	struct opening *o = timer->data;
+	enum microvm_news latest = routes[o->row].latest;
+	if (latest == MICROVM_HALTS) {
+		uv_timer_start(timer, on_wake_time, 1, 0); // first it falls asleep
+		return;
+	}
+	if (latest != MICROVM_SLEEPS || double_on_wake == DOUBLE_STAYS)
+		routes[o->row].waking = false;
+	else
+		publish(double_on_wake == DOUBLE_FAILS ? MICROVM_SLEEPS_ON : MICROVM_AWAKE);
+	uv_close((uv_handle_t *)timer, free_opening);
+}
+
+void microvm_route_wake(struct microvm_route *r) {
+	if (r->waking || r->latest == MICROVM_AWAKE)
+		return;
+	r->waking = true;
+	double_wakes++;
+	struct opening *o = malloc(sizeof(*o));
+	*o = (struct opening){.row = r->row};
+	o->timer.data = o;
+	uv_timer_init(engine->loop, &o->timer);
+	uv_timer_start(&o->timer, on_wake_time, (uint64_t)double_wake_ms, 0);
+}
+
+struct letter {
+	enum microvm_news news;
+	sem_t read;
+};
+
+static void deliver(void *arg) {
+	struct letter *l = arg;
+	publish(l->news);
+	sem_post(&l->read);
+}
+
+static void tell_edge(struct engine *en, enum microvm_news news) {
+	struct letter l = {.news = news};
+	engine = en;
+	sem_init(&l.read, 0, 0);
+	loop_submit(en, deliver, &l);
+	while (sem_wait(&l.read) < 0)
+		;
+	sem_destroy(&l.read);
+}
+
+void double_awake(struct engine *en) {
+	tell_edge(en, MICROVM_AWAKE);
+}
+
+void double_end(struct engine *en) {
+	tell_edge(en, MICROVM_ENDS);
 }
 
 bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48], char state[STATE_TEXT]) {
@@ -112,35 +221,104 @@ bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48],
 	return true;
 }
 
-// DOUBLE_SHUT has no ingress for requests.
+// DOUBLE_SHUT has no ingress for requests, DOUBLE_DEAD none for the shell.
 unsigned microvm_ingress(struct engine *en, const char *endpoint) {
 	size_t row = row_of(endpoint);
-	return row == ROWS ? 0 : strcmp(endpoint, DOUBLE_SHUT) == 0 ? INGRESS_SHELL : INGRESS_HTTP;
+	return row == ROWS                          ? 0
+	       : strcmp(endpoint, DOUBLE_SHUT) == 0 ? INGRESS_SHELL
+	       : strcmp(endpoint, DOUBLE_DEAD) == 0 ? INGRESS_HTTP
+						    : INGRESS_HTTP | INGRESS_SHELL;
 }
 
 // The vsock socket. -----------------------------------------------------------------------------------------------------------
 
 #define STREAMS_MAX 4096
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int streams[STREAMS_MAX];
 
-static void remember(int fd, bool on) {
+struct stream {
+	bool used;
+	int fd;       // the edge's side; -1: detached
+	int tcp;      // the application's
+	int wake[2];  // a byte: look at `detach`
+	bool detach;  // take out what there is and let go of the edge's side
+	bool let_go;  // done
+	int attached; // a new edge's side; -1: none
+	unsigned host_port;
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static struct stream streams[STREAMS_MAX];
+static unsigned next_port = 1u << 30;
+static bool asleep;
+
+static struct stream *stream_new(int fd) {
+	struct stream *s = streams;
 	pthread_mutex_lock(&lock);
-	for (size_t i = 0; i < STREAMS_MAX; i++) {
-		if (streams[i] == (on ? 0 : fd)) {
-			streams[i] = on ? fd : 0;
-			break;
-		}
-	}
+	while (s->used)
+		s++;
+	*s = (struct stream){.used = true, .fd = fd, .tcp = -1, .attached = -1, .host_port = next_port++};
+	if (pipe2(s->wake, O_CLOEXEC) < 0)
+		abort();
+	pthread_mutex_unlock(&lock);
+	return s;
+}
+
+static void stream_free(struct stream *s) {
+	pthread_mutex_lock(&lock);
+	if (s->fd >= 0)
+		close(s->fd);
+	if (s->attached >= 0)
+		close(s->attached);
+	if (s->tcp >= 0)
+		close(s->tcp);
+	close(s->wake[0]);
+	close(s->wake[1]);
+	s->used = false;
+	pthread_cond_broadcast(&changed);
 	pthread_mutex_unlock(&lock);
 }
 
 void double_cut(void) {
 	pthread_mutex_lock(&lock);
 	for (size_t i = 0; i < STREAMS_MAX; i++)
-		if (streams[i] != 0)
-			shutdown(streams[i], SHUT_RDWR);
+		if (streams[i].used && streams[i].fd >= 0)
+			shutdown(streams[i].fd, SHUT_RDWR);
 	pthread_mutex_unlock(&lock);
+}
+
+static void set_asleep(bool on) {
+	pthread_mutex_lock(&lock);
+	asleep = on;
+	pthread_mutex_unlock(&lock);
+}
+
+void double_sleep(struct engine *en) {
+	int old[STREAMS_MAX];
+	size_t count = 0;
+	tell_edge(en, MICROVM_HALTS);
+	pthread_mutex_lock(&lock);
+	asleep = true;
+	for (size_t i = 0; i < STREAMS_MAX; i++) {
+		struct stream *s = &streams[i];
+		while (s->used && s->attached >= 0)
+			pthread_cond_wait(&changed, &lock);
+		if (!s->used || s->tcp < 0 || s->fd < 0)
+			continue;
+		s->detach = true;
+		s->let_go = false;
+		if (write(s->wake[1], "x", 1) != 1)
+			abort();
+		while (s->used && !s->let_go)
+			pthread_cond_wait(&changed, &lock);
+		if (!s->used || s->fd < 0)
+			continue;
+		old[count++] = s->fd;
+		s->fd = -1;
+	}
+	pthread_mutex_unlock(&lock);
+	tell_edge(en, MICROVM_SLEEPS);
+	for (size_t i = 0; i < count; i++)
+		close(old[i]); // the VMM ends
 }
 
 static bool read_line(int fd, char *to, size_t room) {
@@ -175,16 +353,81 @@ static bool move(int from, int to) {
 	return false;
 }
 
-static void forward(int a, int b) {
-	struct pollfd p[2] = {{.fd = a, .events = POLLIN}, {.fd = b, .events = POLLIN}};
-	while (p[0].fd >= 0 || p[1].fd >= 0) {
-		if (poll(p, 2, -1) < 0)
-			break;
-		if (p[0].fd >= 0 && p[0].revents != 0 && !move(a, b))
+// The microVM falls asleep: what the edge has written goes on to the application, and the stream waits to be taken over. False: it is over.
+static bool sleep_on(struct stream *s, struct pollfd p[2]) {
+	char byte;
+	if (read(s->wake[0], &byte, 1) != 1)
+		return false;
+	while (p[0].fd >= 0 && poll(&p[0], 1, 0) > 0)
+		if (!move(p[0].fd, p[1].fd >= 0 ? p[1].fd : s->tcp))
 			p[0].fd = -1;
-		if (p[1].fd >= 0 && p[1].revents != 0 && !move(b, a))
+	struct pollfd edge = {.fd = s->fd};
+	if (poll(&edge, 1, 0) > 0 && (edge.revents & POLLHUP) != 0)
+		return false;
+	pthread_mutex_lock(&lock);
+	s->detach = false;
+	s->let_go = true;
+	double_detached++;
+	pthread_cond_broadcast(&changed);
+	while (s->attached < 0)
+		pthread_cond_wait(&changed, &lock);
+	s->fd = s->attached;
+	s->attached = -1;
+	double_detached--;
+	pthread_cond_broadcast(&changed);
+	pthread_mutex_unlock(&lock);
+	p[0].fd = p[0].fd < 0 ? -1 : s->fd;
+	return true;
+}
+
+static void forward(struct stream *s) {
+	struct pollfd p[3] = {{.fd = s->fd, .events = POLLIN}, {.fd = s->tcp, .events = POLLIN}, {.fd = s->wake[0], .events = POLLIN}};
+	while (p[0].fd >= 0 || p[1].fd >= 0) {
+		if (poll(p, 3, -1) < 0)
+			break;
+		if (p[2].revents != 0) {
+			if (!sleep_on(s, p))
+				break;
+			if (p[1].fd < 0)
+				shutdown(s->fd, SHUT_WR); // the application's end, once more
+			continue;
+		}
+		if (p[0].fd >= 0 && p[0].revents != 0 && !move(s->fd, s->tcp))
+			p[0].fd = -1;
+		if (p[1].fd >= 0 && p[1].revents != 0 && !move(s->tcp, s->fd))
 			p[1].fd = -1;
 	}
+}
+
+static void attach(int fd, unsigned name) {
+	char line[64];
+	struct pollfd p = {.fd = fd};
+	pthread_mutex_lock(&lock);
+	// What an earlier VMM has not looked at before it was paused goes with it.
+	bool late = asleep || (poll(&p, 1, 0) > 0 && (p.revents & POLLHUP) != 0);
+	for (size_t i = 0; i < STREAMS_MAX && !late; i++) {
+		struct stream *s = &streams[i];
+		if (!s->used || s->host_port != name || s->fd >= 0 || s->attached >= 0)
+			continue;
+		int n = snprintf(line, sizeof(line), "OK %u\n", name);
+		write_full(fd, line, (size_t)n);
+		s->attached = fd;
+		pthread_cond_broadcast(&changed);
+		pthread_mutex_unlock(&lock);
+		return;
+	}
+	pthread_mutex_unlock(&lock);
+	if (!late)
+		write_full(fd, "ERR ENOENT\n", 11);
+	close(fd);
+}
+
+// Forwards to the application, or what stands for it.
+static void serve_tcp(struct stream *s, int tcp) {
+	pthread_mutex_lock(&lock);
+	s->tcp = tcp;
+	pthread_mutex_unlock(&lock);
+	forward(s);
 }
 
 static void *forward_back(void *arg) {
@@ -206,13 +449,13 @@ static void forward_apart(int a, int b) {
 }
 
 // By a real guest agent, when there is one.
-static void serve_session(int fd) {
+static void serve_session(struct stream *s) {
 	const char *path = getenv("STASIS_AGENT_STREAMS");
 	int agent = path != NULL ? unix_connect(path, SOCK_STREAM, NULL) : -1;
 	if (agent < 0 || write_full(agent, "SESSION\n", 8) < 0)
-		write_full(fd, "ERR ECONNREFUSED\n", 17);
+		write_full(s->fd, "ERR ECONNREFUSED\n", 17);
 	else
-		forward_apart(fd, agent);
+		forward_apart(s->fd, agent);
 	if (agent >= 0)
 		close(agent);
 }
@@ -221,23 +464,29 @@ static void *serve_stream(void *arg) {
 	int fd = (int)(intptr_t)arg;
 	char line[64];
 	unsigned port = 0;
-	remember(fd, true);
-	bool fine = read_line(fd, line, sizeof(line)) && strcmp(line, "CONNECT 1025") == 0 && write_full(fd, "OK 1073741824\n", 14) == 0 &&
-		    read_line(fd, line, sizeof(line));
+	if (!read_line(fd, line, sizeof(line))) {
+		close(fd);
+		return NULL;
+	}
+	if (sscanf(line, "ATTACH %u", &port) == 1) {
+		attach(fd, port);
+		return NULL;
+	}
+	struct stream *s = stream_new(fd);
+	int n = snprintf(line, sizeof(line), "OK %u\n", s->host_port);
+	bool fine = write_full(fd, line, (size_t)n) == 0 && read_line(fd, line, sizeof(line));
 	if (fine && strcmp(line, "SESSION") == 0) {
-		serve_session(fd);
+		serve_session(s);
 	} else if (fine && sscanf(line, "TCP %u", &port) == 1) {
 		int tcp = connect_tcp(port == guest_port ? host_port : (uint16_t)port);
 		if (tcp < 0) {
 			write_full(fd, "ERR ECONNREFUSED\n", 17);
 		} else {
 			write_full(fd, "OK\n", 3);
-			forward(fd, tcp);
-			close(tcp);
+			serve_tcp(s, tcp);
 		}
 	}
-	remember(fd, false);
-	close(fd);
+	stream_free(s);
 	return NULL;
 }
 

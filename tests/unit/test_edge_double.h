@@ -30,3 +30,14 @@ int double_start(const char *folder, uint16_t guest, uint16_t host);
 void double_use(const char *path);
 // Cuts all streams, as the end of a VMM does.
 void double_cut(void);
+
+// Sleep, of all microVMs at once: what the edge has written is taken out of the sockets, the streams are kept, and the VMM ends. A wake by
+// the edge comes after double_wake_ms when double_auto_resume says so; or it fails.
+enum double_wake { DOUBLE_WAKES, DOUBLE_STAYS, DOUBLE_FAILS };
+extern _Atomic int double_on_wake;       // enum double_wake
+extern _Atomic unsigned double_wakes;    // times that the edge asked for
+extern _Atomic unsigned double_detached; // streams that wait for somebody to take them over
+void double_sleep(struct engine *en);
+void double_awake(struct engine *en); // returns when the edge knows
+void double_end(struct engine *en);   // they are terminated
+extern _Atomic int double_unanswered; // microvm_route_asked() less microvm_route_answered()

@@ -259,6 +259,7 @@ static void open_expecting(const char *endpoint, enum microvm_open_result expect
 	wait_opened(&o, 1);
 	assert_int_equal(o.result, expected);
 	if (o.route != NULL) {
+		assert_int_equal(microvm_route_latest(o.route), MICROVM_AWAKE);
 		assert_int_equal(access(microvm_route_vsock(o.route), F_OK), 0);
 		microvm_route_release(o.route);
 	} else {
@@ -385,17 +386,134 @@ static void test_requests_wait(void **state) {
 	assert_int_equal(peers_hook_calls(peers, "resume"), 1); // one resume for all
 	assert_int_equal(peers_slots(peers), 1);
 
-	// A request that is being answered is waited for.
+	// A request that the application has not begun to answer is waited for, and then sleeps with the microVM.
 	microvm_open(&en, r.endpoint, on_opened, &o);
 	wait_opened(&o, 1);
+	microvm_route_asked(o.route);
 	uint64_t from = monotonic_ms();
 	assert_int_equal(microvm_suspend(&en, r.id, NULL, &e), 0);
 	assert_in_range(monotonic_ms() - from, DRAIN_MS - 100, DRAIN_MS + 5000);
-	microvm_route_release(o.route); // of an incarnation that is gone
 	assert_int_equal(microvm_resume(&en, r.id, &e), 0);
+	// One that is being answered, or a stream, is not, when it is silent.
+	microvm_route_answered(o.route);
 	from = monotonic_ms();
 	assert_int_equal(microvm_suspend(&en, r.id, NULL, &e), 0);
 	assert_in_range(monotonic_ms() - from, 0, DRAIN_MS - 1000);
+	microvm_route_release(o.route);
+	assert_int_equal(microvm_resume(&en, r.id, &e), 0);
+}
+
+// What a follower is told, and how the VMM was when it was told.
+struct followed {
+	struct microvm_follower follower;
+	struct microvm_route *route;
+	_Atomic unsigned count;
+	enum microvm_news news[32];
+	unsigned slots[32];
+	bool vsock[32];
+};
+
+static void on_news(struct microvm_follower *f, enum microvm_news news, const char *why) {
+	struct followed *w = (struct followed *)(void *)f;
+	assert_true(w->count < 32);
+	w->news[w->count] = news;
+	w->slots[w->count] = peers_slots(peers);
+	w->vsock[w->count] = access(microvm_route_vsock(w->route), F_OK) == 0;
+	w->count++;
+}
+
+static void follow(void *arg) {
+	struct followed *w = arg;
+	microvm_route_follow(w->route, &w->follower);
+	assert_ptr_equal(microvm_route_follower(w->route), &w->follower);
+	assert_int_equal(microvm_route_latest(w->route), MICROVM_AWAKE);
+	w->count = 0;
+}
+
+static void wake(void *arg) {
+	struct followed *w = arg;
+	microvm_route_wake(w->route);
+	microvm_route_wake(w->route); // counts once
+}
+
+static void leave(void *arg) {
+	struct followed *w = arg;
+	microvm_route_leave(w->route);
+	w->count++;
+}
+
+static void wait_news(struct followed *w, unsigned n, enum microvm_news last) {
+	for (uint64_t until = monotonic_ms() + WAIT_MS; w->count < n && monotonic_ms() < until;)
+		usleep(1000);
+	assert_int_equal(w->count, n);
+	assert_int_equal(w->news[n - 1], last);
+}
+
+static void test_followers_know(void **state) {
+	struct error e = {0};
+	struct opened o = OPENED;
+	add_image(all_hooks);
+	struct store_microvm r = run_running();
+	microvm_open(&en, r.endpoint, on_opened, &o);
+	wait_opened(&o, 1);
+	struct followed w = {.follower.news = on_news, .route = o.route, .count = 99};
+	loop_submit(&en, follow, &w);
+	while (w.count == 99)
+		usleep(1000);
+	assert_int_equal(microvm_suspend(&en, r.id, NULL, &e), 0);
+	wait_news(&w, 2, MICROVM_SLEEPS);
+	assert_int_equal(w.news[0], MICROVM_HALTS);
+	assert_true(w.slots[0] == 1 && w.slots[1] == 1); // the VMM was still there
+	// A resume that fails is news for who asked, and the next may succeed.
+	peers_fail(peers, FAULT_RESTORE, 1);
+	loop_submit(&en, wake, &w);
+	wait_news(&w, 3, MICROVM_SLEEPS_ON);
+	peers_hook_status(peers, "resume", 500);
+	loop_submit(&en, wake, &w);
+	wait_news(&w, 4, MICROVM_SLEEPS_ON); // suspended anew behind its back
+	peers_hook_status(peers, "resume", 200);
+	loop_submit(&en, wake, &w);
+	wait_news(&w, 5, MICROVM_AWAKE);
+	assert_true(w.vsock[4]);
+	assert_string_equal(get(r.id).state, "RUNNING");
+	// A suspend that fails: it was halted, and is awake.
+	assert_true(workers_wait_idle(WAIT_MS));
+	peers_fail(peers, FAULT_SNAPSHOT, 1);
+	assert_true(microvm_suspend(&en, r.id, NULL, &e) < 0);
+	wait_news(&w, 7, MICROVM_AWAKE);
+	assert_int_equal(w.news[5], MICROVM_HALTS);
+	assert_int_equal(microvm_suspend(&en, r.id, NULL, &e), 0);
+	assert_int_equal(microvm_terminate(&en, r.id, NULL, &e), 0);
+	wait_state(r.id, "TERMINATED");
+	wait_news(&w, 10, MICROVM_ENDS);
+	microvm_route_release(o.route);
+	loop_submit(&en, leave, &w);
+	while (w.count == 10)
+		usleep(1000);
+}
+
+static void test_waking_waits_without_auto_resume(void **state) {
+	struct error e = {0};
+	struct opened o = OPENED;
+	add_image("null");
+	struct store_microvm r = run_with(&(struct policy){0});
+	wait_state(r.id, "RUNNING");
+	microvm_open(&en, r.endpoint, on_opened, &o);
+	wait_opened(&o, 1);
+	struct followed w = {.follower.news = on_news, .route = o.route, .count = 99};
+	loop_submit(&en, follow, &w);
+	while (w.count == 99)
+		usleep(1000);
+	assert_int_equal(microvm_suspend(&en, r.id, NULL, &e), 0);
+	loop_submit(&en, wake, &w);
+	usleep(100000);
+	wait_news(&w, 2, MICROVM_SLEEPS);
+	assert_int_equal(microvm_resume(&en, r.id, &e), 0);
+	wait_news(&w, 3, MICROVM_AWAKE);
+	microvm_route_release(o.route);
+	loop_submit(&en, leave, &w);
+	while (w.count == 3)
+		usleep(1000);
 }
 
 static void test_asleep_without_auto_resume(void **state) {
@@ -444,6 +562,16 @@ static void test_suspend_hook_fails(void **state) {
 	assert_false(has_file(r.id, ""));
 }
 
+static void test_suspend_hook_times_out(void **state) {
+	struct error e = {0};
+	add_image(all_hooks);
+	struct store_microvm r = run_running();
+	peers_hook_status(peers, "suspend", 0);
+	assert_true(microvm_suspend(&en, r.id, NULL, &e) < 0);
+	assert_string_equal(get(r.id).state, "TERMINATED");
+	assert_non_null(strstr(get(r.id).state_reason, "Suspend lifecycle hook invocation timed out after PT1S"));
+}
+
 static void test_vmm_dies_in_suspend(void **state) {
 	struct error e = {0};
 	add_image("null");
@@ -477,10 +605,15 @@ static void test_resume_fails_and_sleeps_on(void **state) {
 	assert_true(microvm_resume(&en, r.id, &e) < 0);
 	assert_non_null(strstr(e.message, "Resume lifecycle hook returned HTTP status 503."));
 	assert_string_equal(get(r.id).state, "SUSPENDED");
+	peers_hook_status(peers, "resume", 0); // no answer in time
+	assert_true(microvm_resume(&en, r.id, &e) < 0);
+	assert_non_null(strstr(e.message, "Resume lifecycle hook invocation timed out after PT1S"));
+	assert_string_equal(get(r.id).state, "SUSPENDED");
+	assert_string_equal(get(r.id).state_reason, "");
 	peers_hook_status(peers, "resume", 200);
 	wait_slots(0);
 	open_expecting(r.endpoint, MICROVM_OPEN_OK);
-	assert_int_equal(peers_counter(peers), 104); // run, suspend, resume twice: nothing was forgotten
+	assert_int_equal(peers_counter(peers), 105); // run, suspend, resume three times: nothing was forgotten
 }
 
 static void test_vmm_dies_in_resume(void **state) {
@@ -781,9 +914,12 @@ int main(void) {
 		cmocka_unit_test_setup_teardown(test_run_fails, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_run_hook_fails, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_requests_wait, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_followers_know, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_waking_waits_without_auto_resume, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_asleep_without_auto_resume, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_suspend_fails_and_runs_on, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_suspend_hook_fails, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_suspend_hook_times_out, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_vmm_dies_in_suspend, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_resume_fails_and_sleeps_on, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_vmm_dies_in_resume, set_up, tear_down),

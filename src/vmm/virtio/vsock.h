@@ -29,7 +29,7 @@ enum { VSOCK_RECEIVE, VSOCK_TRANSMIT, VSOCK_EVENT, VSOCK_QUEUES };
 #define CLIENT_TIMEOUT_MS 5000u   // to say what it wants
 #define CONNECT_TIMEOUT_MS 30000u // for the guest's answer
 #define CLOSE_TIMEOUT_MS 10000u   // for the guest's RST behind our SHUTDOWN
-#define ATTACH_TIMEOUT_MS 60000u  // for somebody to take a stream over after a restore
+#define ATTACH_TIMEOUT_MS 180000u // for somebody to take a stream over after a restore: longer than a resume hook may take
 
 enum stream_state {
 	STREAM_FREE,

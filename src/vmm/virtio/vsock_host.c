@@ -241,7 +241,8 @@ uint32_t stream_read(struct stream *s, const struct iovec *iov, unsigned count, 
 		s->readable = false;
 		return 0;
 	}
-	if (n < 0)
+	// Sending nothing tells whether a client that has ended its side would still read.
+	if (n < 0 || send_some(s, NULL, 0) < 0)
 		s->gone = true;
 	client_ended(s);
 	return 0;

@@ -59,8 +59,8 @@ static bool make_room(struct bytes *b) {
 	return true;
 }
 
-// Takes what waits in the socket.
-static void keep(struct stream *s) {
+// Takes what waits in the socket. False: it is more than may be kept, and would be lost.
+static bool keep(struct stream *s) {
 	while (s->state == STREAM_OPEN && s->fd >= 0 && !s->eof && s->to_guest.used < STREAM_KEEP_BYTES && make_room(&s->to_guest)) {
 		struct iovec iov = {.iov_base = s->to_guest.data + s->to_guest.used, .iov_len = KEEP_STEP};
 		uint32_t n = stream_read(s, &iov, 1, 0, KEEP_STEP);
@@ -68,6 +68,7 @@ static void keep(struct stream *s) {
 			break;
 		s->to_guest.used += n;
 	}
+	return s->state != STREAM_OPEN || s->fd < 0 || s->eof || !s->readable;
 }
 
 int vsock_quiesce(struct virtio_device *d, struct error *e) {
@@ -79,10 +80,10 @@ int vsock_quiesce(struct virtio_device *d, struct error *e) {
 			continue;
 		if (s->state == STREAM_OPEN || s->state == STREAM_DRAINING)
 			stream_flush(s);
-		keep(s);
+		bool whole = keep(s);
 		uint32_t bytes = s->to_host.used + s->to_guest.used;
 		// A state file has its limits; only clients that do not read, or never stop writing, come to them.
-		if (bytes > 0 && kept + bytes > KEEP_BYTES_ALL)
+		if (!whole || (bytes > 0 && kept + bytes > KEEP_BYTES_ALL))
 			stream_reset(s);
 		else
 			kept += bytes;
