@@ -265,7 +265,9 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
 // Reads when the bytes would find room, and to notice the end; not while the session lets them lie.
 static void update_reading(struct client *cl) {
 	struct connection *c = &cl->base;
-	bool want = !c->eof && (c->phase != CONNECTION_OPEN || (!input_waits(c) && buffer_used(&c->in) < BUFFER_SMALL));
+	// A buffer that was grown for a long head is to be filled.
+	size_t most = c->in.capacity > BUFFER_SMALL ? c->in.capacity : BUFFER_SMALL;
+	bool want = !c->eof && (c->phase != CONNECTION_OPEN || (!input_waits(c) && buffer_used(&c->in) < most));
 	if (want == cl->reading)
 		return;
 	if (want && uv_read_start((uv_stream_t *)&cl->tcp, alloc_read, on_read) < 0) {

@@ -105,8 +105,9 @@ static void fail(struct upstream *u, const char *reason) {
 // Reading. --------------------------------------------------------------------------------------------------------------------
 
 static bool has_room(const struct upstream *u) {
-	// Half a buffer is worth a read; less would make many small ones.
-	return u->in.data == NULL || u->in.capacity - buffer_used(&u->in) >= BUFFER_SMALL / 2;
+	// One that was full waits until half a buffer is free: less would make many small reads.
+	size_t room = u->in.capacity - buffer_used(&u->in);
+	return u->in.data == NULL || room >= BUFFER_SMALL / 2 || (room > 0 && !u->filled);
 }
 
 static void rewatch(struct upstream *u) {
@@ -129,6 +130,7 @@ static ssize_t read_some(struct upstream *u, struct wire *from) {
 	ssize_t n = wire_read(from, u->in.data + u->in.end, buffer_room(&u->in));
 	if (n > 0) {
 		u->in.end += (uint32_t)n;
+		u->filled = buffer_used(&u->in) == u->in.capacity;
 		answered(u);
 	} else if (buffer_used(&u->in) == 0) {
 		buffer_release(&u->edge->buffers, &u->in);
@@ -543,5 +545,6 @@ void upstream_consume(struct upstream *u, size_t n) {
 
 bool upstream_grow_input(struct upstream *u) {
 	buffer_compact(&u->in);
+	u->filled = false;
 	return buffer_room(&u->in) > 0 || (u->in.capacity < BUFFER_LARGE && buffer_want(&u->edge->buffers, &u->in, BUFFER_LARGE));
 }

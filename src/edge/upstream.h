@@ -44,6 +44,7 @@ struct upstream {
 	struct buffer in, out;
 	bool eof;    // the application has ended its side
 	bool reset;  // … and not in order
+	bool filled; // `in` was full when it was last read into
 	bool broken; // writing is of no use any more
 	bool reused; // it has carried a request before
 	bool ending, ended, idle, closed;
