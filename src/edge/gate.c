@@ -2,8 +2,8 @@
 #include "edge/gate.h"
 
 #include "base/clock.h"
-#include "images/connectors.h"
 #include "edge/upstream.h"
+#include "images/connectors.h"
 #include "microvms/microvms.h"
 
 #include <string.h>

@@ -726,7 +726,7 @@ static void refuses_ambiguous_requests(void **state) {
 	assert_int_equal(requests, seen);
 	expect_answer("GET / HTTP/2.0\r\nHost: a\r\n\r\n", "HTTP/1.1 505 ", "HTTP version not supported");
 	expect_answer("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", "HTTP/1.1 400 ", "Bad request");
-	expect_answer("\x16\x03\x01\n", "HTTP/1.1 400 ", "Bad request");
+	expect_answer("\x16\x03\x01\r\n\r\n", "HTTP/1.1 400 ", "Bad request");
 	wait_released();
 }
 
