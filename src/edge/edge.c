@@ -3,6 +3,7 @@
 
 #include "base/log.h"
 #include "edge/connection.h"
+#include "edge/share.h"
 #include "edge/state.h"
 #include "edge/tls.h"
 #include "edge/upstream.h"
@@ -25,6 +26,7 @@ void edge_let_go(struct edge *ed) {
 	certificates_clear(&ed->certificates);
 	SSL_CTX_free(ed->tls);
 	buffer_pool_clear(&ed->buffers);
+	shares_free(ed);
 	free(ed);
 }
 
@@ -37,6 +39,7 @@ static void on_sweep(uv_timer_t *timer) {
 	uint64_t now = uv_now(ed->engine->loop);
 	connections_sweep(ed, now);
 	upstream_sweep(ed, now, false);
+	shares_sweep(ed);
 	if (ed->client_count == 0 && ed->idle_upstream_count == 0 && TAILQ_EMPTY(&ed->ways))
 		uv_timer_stop(timer);
 }
@@ -222,6 +225,7 @@ static void stop(struct edge *ed) {
 	close_handle(ed, (uv_handle_t *)&ed->renewal);
 	close_handle(ed, (uv_handle_t *)&ed->turn);
 	close_handle(ed, (uv_handle_t *)&ed->hurry);
+	close_handle(ed, shares_timer(ed));
 	edge_let_go(ed);
 }
 
@@ -236,6 +240,8 @@ int edge_start(struct engine *en, struct error *e) {
 	TAILQ_INIT(&ed->idle_upstreams);
 	TAILQ_INIT(&ed->ways);
 	int r = load(ed, e);
+	if (r == 0 && shares_start(ed) < 0)
+		r = error_set(e, -ENOMEM, "out of memory starting the edge");
 	if (r < 0) {
 		edge_let_go(ed);
 		return r;
@@ -247,7 +253,7 @@ int edge_start(struct engine *en, struct error *e) {
 	uv_timer_init(en->loop, &ed->renewal);
 	uv_check_init(en->loop, &ed->turn);
 	uv_idle_init(en->loop, &ed->hurry);
-	ed->references = 5;
+	ed->references = 6;
 	ed->listener.data = ed->sweep.data = ed->renewal.data = ed->turn.data = ed->hurry.data = ed;
 	uv_check_start(&ed->turn, on_turn);
 	r = start_listening(ed, e);

@@ -14,6 +14,7 @@
 #include "edge/connection.h"
 #include "edge/gate.h"
 #include "edge/h1_head.h"
+#include "edge/share.h"
 #include "microvms/microvms.h"
 #include "stasisd/metrics.h"
 
@@ -60,6 +61,7 @@ struct h1 {
 	bool retried;
 	bool leaving; // the client ended its side while we were connecting
 	struct gate_verdict gate;
+	struct share_user share;
 
 	// The response.
 	enum response_phase response;
@@ -107,6 +109,7 @@ static void end_request(struct h1 *s, bool keep_upstream) {
 	if (s->active)
 		log_request(s);
 	let_upstream_go(s, keep_upstream);
+	share_leave(edge_of(s), &s->share);
 	if (s->route != NULL)
 		microvm_route_release(s->route);
 	*s = (struct h1){.c = s->c, .out = s->out, .opening = s->opening};
@@ -236,6 +239,22 @@ static void judge_request(struct h1 *s, const struct http_head *h) {
 	snprintf(s->method, sizeof(s->method), "%.*s", (int)(h->method.size < 15 ? h->method.size : 15), h->method.data);
 }
 
+static bool take_share(struct h1 *s) {
+	switch (share_enter(edge_of(s), s->gate.endpoint, s->c, &s->share)) {
+	case SHARE_FINE:
+		return true;
+	case SHARE_CONNECTIONS:
+		answer(s, 429, "Too many connections");
+		return false;
+	case SHARE_REQUESTS:
+		answer(s, 429, "Too many requests");
+		return false;
+	default:
+		bad_gateway(s, "out of memory");
+		return false;
+	}
+}
+
 static void begin_request(struct h1 *s, const struct http_head *h) {
 	judge_request(s, h);
 	struct gate_request shown;
@@ -248,6 +267,8 @@ static void begin_request(struct h1 *s, const struct http_head *h) {
 		answer(s, s->gate.status, s->gate.text);
 		return;
 	}
+	if (!take_share(s))
+		return;
 	connection_set_idle(s->c, false);
 	s->state = H1_HELD;
 	s->opening = true;
@@ -461,7 +482,7 @@ static bool request_piece(struct h1 *s) {
 		return true;
 	}
 	bool in_trailers = http_body_in_trailers(&s->request_body);
-	size_t room = application_reserve(a, BUFFER_SMALL) ? application_room(a) : 0;
+	size_t room = share_may_pass(edge_of(s), &s->share) && application_reserve(a, BUFFER_SMALL) ? application_room(a) : 0;
 	if (room < (in_trailers ? LAST_CHUNK_ROOM : ROOM_MIN))
 		return false;
 	forget_head(s);
@@ -477,6 +498,7 @@ static bool request_piece(struct h1 *s) {
 	}
 	put_chunk(application_out(a), content, s->chunked);
 	s->bytes_in += content.size;
+	share_passed(edge_of(s), &s->share, content.size);
 	if (in_trailers)
 		s->request_trailers += (size_t)n;
 	else
@@ -689,6 +711,7 @@ static ssize_t pass_response(struct h1 *s, size_t size, bool in_trailers) {
 		content.size = taken;
 	}
 	s->bytes_out += content.size;
+	share_passed(edge_of(s), &s->share, content.size);
 	if (in_trailers)
 		s->response_trailers += (size_t)n;
 	else if (n > 0)
@@ -707,7 +730,7 @@ static bool response_piece(struct h1 *s) {
 		return application_eof(a);
 	}
 	bool in_trailers = ends || http_body_in_trailers(&s->response_body);
-	size_t room = response_room(s, in_trailers);
+	size_t room = ends || share_may_pass(edge_of(s), &s->share) ? response_room(s, in_trailers) : 0;
 	if (room == 0)
 		return false;
 	if (ends) {
@@ -784,12 +807,14 @@ static bool tunnel_up(struct h1 *s) {
 	struct connection *c = s->c;
 	struct application *a = &s->app;
 	bool moved = false;
-	while (buffer_used(&c->in) > 0 && !application_broken(a) && application_reserve(a, BUFFER_SMALL) && application_room(a) > 0) {
+	while (buffer_used(&c->in) > 0 && !application_broken(a) && share_may_pass(edge_of(s), &s->share) &&
+	       application_reserve(a, BUFFER_SMALL) && application_room(a) > 0) {
 		size_t n = buffer_used(&c->in) < application_room(a) ? buffer_used(&c->in) : application_room(a);
 		buffer_append(application_out(a), buffer_bytes(&c->in), n);
 		connection_consume(c, n);
 		application_flush(a);
 		s->bytes_in += n;
+		share_passed(edge_of(s), &s->share, n);
 		moved = true;
 	}
 	if (connection_input_ended(c) && !s->upstream->ending)
@@ -803,12 +828,13 @@ static bool tunnel_down(struct h1 *s) {
 	bool moved = false;
 	if (!drain(s))
 		return false;
-	while (buffer_used(application_in(a)) > 0) {
+	while (buffer_used(application_in(a)) > 0 && share_may_pass(edge_of(s), &s->share)) {
 		size_t n = connection_write(c, buffer_bytes(application_in(a)), buffer_used(application_in(a)));
 		if (n == 0)
 			break;
 		application_consume(a, n);
 		s->bytes_out += n;
+		share_passed(edge_of(s), &s->share, n);
 		moved = true;
 	}
 	application_update(a);

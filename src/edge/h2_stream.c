@@ -320,6 +320,7 @@ void h2_stream_free(struct h2_stream *st) {
 	struct h2 *h2 = st->h2;
 	st->base.phase = CONNECTION_CLOSED;
 	settle(st);
+	edge_forget_later(h2->c->edge, &st->base);
 	buffer_release(pool_of(st), &st->out);
 	buffer_release(pool_of(st), &st->trailers);
 	if (st->ready)

@@ -31,6 +31,7 @@ struct connection; // connection.h
 struct client;     // connection.c
 struct upstream;
 struct way;
+struct shares;
 TAILQ_HEAD(client_list, client);
 TAILQ_HEAD(connection_list, connection);
 TAILQ_HEAD(upstream_list, upstream);
@@ -58,7 +59,8 @@ struct edge {
 	uint64_t refused;                    // clients turned away for want of room
 	struct upstream_list idle_upstreams; // most recently used first
 	size_t idle_upstream_count;
-	struct way_list ways; // to microVMs, with the streams to them
+	struct way_list ways;  // to microVMs, with the streams to them
+	struct shares *shares; // share.h
 
 	struct buffer_pool buffers;
 	unsigned char random[4096]; // for the names of requests; used from its end

@@ -109,3 +109,5 @@ bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48],
 // What the ingress connectors of the microVM behind an endpoint let in: bits of enum ingress (images/connectors.h); 0 when it is unknown. From
 // memory. [any]
 unsigned microvm_ingress(struct engine *en, const char *endpoint);
+// How many processors it has; 1 when it is unknown. [any]
+unsigned microvm_vcpus(struct engine *en, const char *endpoint);

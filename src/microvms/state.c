@@ -258,6 +258,13 @@ unsigned microvm_ingress(struct engine *en, const char *endpoint) {
 	return ingress;
 }
 
+unsigned microvm_vcpus(struct engine *en, const char *endpoint) {
+	struct microvm *m = en->microvms == NULL ? NULL : registry_find_endpoint(en, endpoint);
+	unsigned vcpus = m == NULL || m->settings.vcpus == 0 ? 1 : m->settings.vcpus;
+	microvm_unref(m);
+	return vcpus;
+}
+
 // The agent and the hooks. --------------------------------------------------------------------------------------------------
 
 int microvm_agent_open(struct microvm *m, struct agent *a, struct error *e) {

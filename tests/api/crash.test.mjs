@@ -3,13 +3,16 @@ import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
 import { readdirSync } from 'node:fs'
 import path from 'node:path'
-import { test } from 'node:test'
+import { after, test } from 'node:test'
 import * as api from '@aws-sdk/client-lambda-microvms'
 import * as aws from '@aws-sdk/client-s3'
 import { start } from './server.mjs'
 
+let server
+after(() => server?.kill())
+
 test('nothing acknowledged is lost by SIGKILL', { timeout: 120000 }, async () => {
-  let server = await start()
+  server = await start()
   const images = new Set(), microvms = new Set(), objects = new Map()
   await server.s3().send(new aws.CreateBucketCommand({ Bucket: 'crash' }))
   for (let round = 0; round < 4; round++) {
@@ -38,12 +41,13 @@ test('nothing acknowledged is lost by SIGKILL', { timeout: 120000 }, async () =>
     await server.kill()
     await Promise.all(writers)
     server = await start(server.folder)
-    for (const imageIdentifier of images) await server.client().send(new api.GetMicrovmImageCommand({ imageIdentifier }))
-    for (const microvmIdentifier of microvms) await server.client().send(new api.GetMicrovmCommand({ microvmIdentifier }))
+    const reader = server.client(), store = server.s3()
+    for (const imageIdentifier of images) await reader.send(new api.GetMicrovmImageCommand({ imageIdentifier }))
+    for (const microvmIdentifier of microvms) await reader.send(new api.GetMicrovmCommand({ microvmIdentifier }))
     for (const [Key, possible] of objects) {
       let body, etag
       try {
-        const r = await server.s3().send(new aws.GetObjectCommand({ Bucket: 'crash', Key }))
+        const r = await store.send(new aws.GetObjectCommand({ Bucket: 'crash', Key }))
         body = await r.Body.transformToString()
         etag = r.ETag
       } catch (e) {
@@ -53,7 +57,7 @@ test('nothing acknowledged is lost by SIGKILL', { timeout: 120000 }, async () =>
       if (body !== undefined) assert.equal(etag, `"${createHash('md5').update(body).digest('hex')}"`)
       objects.set(Key, [body])
     }
-    const { KeyCount } = await server.s3().send(new aws.ListObjectsV2Command({ Bucket: 'crash' }))
+    const { KeyCount } = await store.send(new aws.ListObjectsV2Command({ Bucket: 'crash' }))
     assert.equal(readdirSync(path.join(server.folder, 'artifacts', 'crash')).length, KeyCount)
   }
   assert.ok(images.size > 20 && microvms.size > 20 && objects.size > 0)

@@ -14,12 +14,12 @@ const candidates = [process.env.STASIS_EDGE_HOST, 'build-san/tests/unit/test_edg
 const endpoint = (n) => `00000000-0000-4000-8000-00000000000${n}`
 export const RUNNING = endpoint(1), SUSPENDED = endpoint(2), ASLEEP = endpoint(3), FAILED = endpoint(5)
 
-// `port`: of the server that guest port 8080 leads to; other ports lead to themselves.
-export async function start(port, { wakeMs = 300 } = {}) {
+// `port`: of the server that guest port 8080 leads to; other ports lead to themselves. MicroVMs have two processors. `configuration`: of the engine.
+export async function start(port, { wakeMs = 300, configuration = {} } = {}) {
   const program = candidates.filter(Boolean).map((p) => path.resolve(root, p)).find(existsSync)
   if (!program) throw new Error('test_edge_host is not built: ninja -C build tests/unit/test_edge_host')
   const folder = mkdtempSync(path.join(os.tmpdir(), 'edge-test-'))
-  const child = spawn(program, [folder, '0', String(port), String(wakeMs)], { stdio: ['ignore', 'pipe', 'pipe'] })
+  const child = spawn(program, [folder, '0', String(port), String(wakeMs), JSON.stringify(configuration)], { stdio: ['ignore', 'pipe', 'pipe'] })
   let log = ''
   child.stderr.on('data', (d) => (log = (log + d).slice(-1_000_000)))
   const ended = new Promise((resolve) => child.on('exit', (code, signal) => resolve(code ?? signal)))

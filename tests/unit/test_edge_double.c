@@ -230,6 +230,10 @@ unsigned microvm_ingress(struct engine *en, const char *endpoint) {
 						    : INGRESS_HTTP | INGRESS_SHELL;
 }
 
+unsigned microvm_vcpus(struct engine *en, const char *endpoint) {
+	return 2;
+}
+
 // The vsock socket. -----------------------------------------------------------------------------------------------------------
 
 #define STREAMS_MAX 4096

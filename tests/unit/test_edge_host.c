@@ -53,12 +53,16 @@ static int write_tokens(const struct engine *en) {
 
 int main(int argc, char **argv) {
 	if (argc < 4) {
-		fprintf(stderr, "usage: test_edge_host <folder> <port> <server's port> [<wake ms>]\n");
+		fprintf(stderr, "usage: test_edge_host <folder> <port> <server's port> [<wake ms> [<configuration>]]\n");
 		return 2;
 	}
 	signal(SIGPIPE, SIG_IGN);
 	static struct engine en;
 	struct error e = {0};
+	if (config_parse(argc > 5 ? argv[5] : "{}", argc > 5 ? strlen(argv[5]) : 2, "configuration", &en.config, &e) < 0) {
+		fprintf(stderr, "test_edge_host: %s\n", e.message);
+		return 2;
+	}
 	snprintf(en.config.state_folder, sizeof(en.config.state_folder), "%s", argv[1]);
 	snprintf(en.config.edge_listen, sizeof(en.config.edge_listen), "127.0.0.1:%s", argv[2]);
 	snprintf(en.config.edge_domain, sizeof(en.config.edge_domain), "microvm.localhost");
