@@ -190,6 +190,10 @@ static const struct {
 	{"log", TARGET_MICROVM, "stasis:GetLogs"},
 	{"console", TARGET_MICROVM, "stasis:GetLogs"},
 	{"session token", TARGET_MICROVM, "stasis:OpenSession"},
+	{"revoke tokens", TARGET_MICROVM, "stasis:RevokeTokens"},
+	{"public ports", TARGET_IMAGE, "stasis:PublishPort"},
+	{"publish port", TARGET_IMAGE, "stasis:PublishPort"},
+	{"close port", TARGET_IMAGE, "stasis:PublishPort"},
 	{"stages", TARGET_MICROVM, "stasis:GetLogs"},
 };
 

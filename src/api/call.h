@@ -105,6 +105,11 @@ void operator_build_stages(struct call *c);
 void operator_microvm_log(struct call *c);
 void operator_microvm_console(struct call *c);
 void operator_microvm_stages(struct call *c);
+void operator_revoke_tokens(struct call *c);
+void operator_rotate_token_keys(struct call *c);
+void operator_public_ports(struct call *c);
+void operator_publish_port(struct call *c);
+void operator_close_port(struct call *c);
 void operator_metrics(struct call *c);
 // Whether the request has the bearer token with which the metrics may be read.
 bool has_metrics_token(const struct call *c, const struct http_head *h);

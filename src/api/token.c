@@ -46,7 +46,10 @@ static long long minutes_asked(const struct call *c) {
 static void mint(struct call *c, const struct store_microvm *m, struct token_claims *claims, long long minutes) {
 	struct error e = {0};
 	char token[TOKEN_ROOM];
-	claims->expires_ms = (int64_t)realtime_ms() + minutes * 60000;
+	int64_t now_ms = (int64_t)realtime_ms();
+	claims->expires_ms = now_ms + minutes * 60000;
+	// Not before the last revocation, whatever the clock says.
+	claims->minted_ms = now_ms < m->tokens_since_ms ? m->tokens_since_ms : now_ms;
 	snprintf(claims->microvm, sizeof(claims->microvm), "%s", m->id);
 	if (edge_mint_token(c->en, claims, token, &e) < 0)
 		call_fail_with(c, &e);

@@ -123,6 +123,7 @@ int image_versions(struct cli *c, int argc, char **argv);
 int image_activate(struct cli *c, int argc, char **argv); // argv[0] says which way
 int image_rm(struct cli *c, int argc, char **argv);
 int image_tag(struct cli *c, int argc, char **argv);
+int image_public(struct cli *c, int argc, char **argv);
 
 // logs.c -----------------------------------------------------------------------------------------------------------------------
 struct log_options {

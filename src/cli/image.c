@@ -28,6 +28,7 @@ static const char image_help[] =
 	"  activate <name>:<version>                    let it be launched again\n"
 	"  deactivate <name>:<version>                  launch nothing from it any more; what runs goes on\n"
 	"  tag <name> [KEY=VALUE...] [--remove KEY]     set and remove tags; print them\n"
+	"  public <name> [<port> [--off]]               ports that may be called without a token\n"
 	"  rm <name>[:<version>]                        delete an image, or one version, that has no living microVM\n";
 
 #define BUILD_OPTIONS                                                                                                                \
@@ -450,9 +451,9 @@ int cmd_image(struct cli *c, int argc, char **argv) {
 	static const struct {
 		const char *name;
 		int (*run)(struct cli *, int, char **);
-	} verbs[] = {{"create", image_create},     {"update", image_create},      {"ls", image_ls}, {"versions", image_versions},
-		     {"show", image_show},         {"logs", image_logs},          {"rm", image_rm}, {"tag", image_tag},
-		     {"activate", image_activate}, {"deactivate", image_activate}};
+	} verbs[] = {{"create", image_create},     {"update", image_create},       {"ls", image_ls},        {"versions", image_versions},
+		     {"show", image_show},         {"logs", image_logs},           {"rm", image_rm},        {"tag", image_tag},
+		     {"activate", image_activate}, {"deactivate", image_activate}, {"public", image_public}};
 	if (argc < 2)
 		return usage_error(image_help, "'image' takes a command");
 	for (size_t i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)

@@ -1,4 +1,4 @@
-// `stasis image versions`, `activate`, `deactivate`, `rm`, `tag`.
+// `stasis image versions`, `activate`, `deactivate`, `rm`, `tag`, `public`.
 #include "cli/cli.h"
 
 #include <getopt.h>
@@ -206,4 +206,44 @@ int image_tag(struct cli *c, int argc, char **argv) {
 	json_decref(set);
 	json_decref(removed);
 	return code;
+}
+
+int image_public(struct cli *c, int argc, char **argv) {
+	static const char help[] =
+		"usage: stasis image public <name> [<port> [--off]] [--json]\n\n"
+		"Lets requests to a port of the image's microVMs in without a token, for pages that anyone may open. A request that names "
+		"no\n"
+		"port reaches 8080 if that is public, or else the lowest public port. Without a port: shows which there are.\n\n"
+		"  --off   a token is needed again\n";
+	static const struct option options[] = {{"off", no_argument, NULL, 'o'}, {0}};
+	bool off = false;
+	int code = -1, which;
+	while ((which = next_option(c, argc, argv, "", options, help, &code)) >= 0)
+		off = true;
+	if (which == -2)
+		return code;
+	int given = argc - optind;
+	long port = 0;
+	if (given < 1 || given > 2 || (off && given != 2))
+		return usage_error(help, "'image public' takes a name and, with --off always, a port");
+	if (given == 2 && !parse_number(argv[optind + 1], 1, 65535, &port))
+		return usage_error(help, "a port is 1 to 65535, not '%s'", argv[optind + 1]);
+	char arn[320], escaped[1000], path[1200];
+	json_t *answer = NULL;
+	struct error e;
+	image_arn(c, argv[optind], arn);
+	if (!client_escape(arn, escaped, sizeof(escaped)))
+		return usage_error(help, "'%s' is no image", argv[optind]);
+	int n = snprintf(path, sizeof(path), "/_stasis/images/%s/public-ports", escaped);
+	if (given == 2)
+		snprintf(path + n, sizeof(path) - (size_t)n, "/%ld", port);
+	if (client_call(&c->settings, given == 1 ? "GET" : off ? "DELETE" : "PUT", path, NULL, &answer, &e) < 0)
+		return client_fail(c, &e);
+	const json_t *ports = json_object_get(answer, "publicPorts");
+	if (c->json)
+		print_json(answer);
+	for (size_t i = 0; !c->json && given == 1 && i < json_array_size(ports); i++)
+		printf("%lld\n", (long long)json_integer_value(json_array_get(ports, i)));
+	json_decref(answer);
+	return EXIT_OK;
 }

@@ -52,15 +52,43 @@ int make_token(const struct cli *c, const char *id, const char *ports, int minut
 	return r;
 }
 
+// `stasis token revoke <id>` and `stasis token rotate`.
+static int change_tokens(struct cli *c, int argc, char **argv) {
+	bool revoke = strcmp(argv[0], "revoke") == 0;
+	const char *help =
+		revoke ? "usage: stasis token revoke <id>\n\nRefuses all tokens of a microVM that were made until now. What is open goes "
+			 "on.\n"
+		       : "usage: stasis token rotate\n\nSeals new tokens with a new key. Old tokens stay valid until they expire.\n";
+	char id[64], path[200] = "/_stasis/token-keys";
+	struct error e;
+	int code = -1;
+	if (next_option(c, argc, argv, "", NULL, help, &code) == -2)
+		return code;
+	if (argc - optind != (revoke ? 1 : 0))
+		return usage_error(help, revoke ? "'token revoke' takes one id" : "'token rotate' takes nothing");
+	int r = revoke ? microvm_id(c, argv[optind], id, &e) : 0;
+	if (r == 0 && revoke)
+		snprintf(path, sizeof(path), "/_stasis/microvms/%s/revoke-tokens", id);
+	if (r == 0)
+		r = client_call(&c->settings, "POST", path, NULL, NULL, &e);
+	return r < 0 ? client_fail(c, &e) : EXIT_OK;
+}
+
 int cmd_token(struct cli *c, int argc, char **argv) {
-	static const char help[] = "usage: stasis token <id> [--ports LIST] [--minutes N] [--json]\n\n"
-				   "Prints a token for the header X-aws-proxy-auth.\n\n"
-				   "  --ports LIST   like 8080, 8000-8010 or all (default: all)\n"
-				   "  --minutes N    1 to 60 (default 15)\n";
+	static const char help[] =
+		"usage: stasis token <id> [--ports LIST] [--minutes N] [--json]\n"
+		"       stasis token revoke <id>\n"
+		"       stasis token rotate\n\n"
+		"Prints a token for the header X-aws-proxy-auth; refuses those of a microVM that were made until now; seals new\n"
+		"ones with a new key.\n\n"
+		"  --ports LIST   like 8080, 8000-8010 or all (default: all)\n"
+		"  --minutes N    1 to 60 (default 15)\n";
 	static const struct option options[] = {{"ports", required_argument, NULL, 'p'}, {"minutes", required_argument, NULL, 'm'}, {0}};
 	const char *ports = "all";
 	long minutes = 15;
 	int code = -1, which;
+	if (argc > 1 && (strcmp(argv[1], "revoke") == 0 || strcmp(argv[1], "rotate") == 0))
+		return change_tokens(c, argc - 1, argv + 1);
 	while ((which = next_option(c, argc, argv, "", options, help, &code)) >= 0) {
 		if (which == 'p')
 			ports = optarg;

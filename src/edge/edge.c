@@ -1,6 +1,7 @@
 // The edge's start and end, its listener and its clockwork; see edge.h.
 #include "edge/edge.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "edge/connection.h"
 #include "edge/share.h"
@@ -16,7 +17,8 @@
 #include <sys/resource.h>
 
 #define LISTEN_BACKLOG 1024
-#define RENEWAL_MS (12ull * 60 * 60 * 1000) // how often the certificate's age is looked at
+#define RENEWAL_MS (12ull * 60 * 60 * 1000)       // how often the ages of certificate and token key are looked at
+#define TOKEN_KEY_MS (30ll * 24 * 60 * 60 * 1000) // a key that is older makes way for a new one
 
 void edge_let_go(struct edge *ed) {
 	if (--ed->references > 0)
@@ -132,6 +134,10 @@ static void renewal_work(void *arg) {
 	if (code == 0)
 		r->tls = tls_context_new(r->certificates.edge, r->certificates.edge_key, &e);
 	if (r->tls == NULL)
+		log_error("edge.renewal_failed", LOG_S("message", e.message));
+	int64_t now_ms = (int64_t)realtime_ms();
+	if (token_keys_made_ms(r->edge->keys) + TOKEN_KEY_MS < now_ms &&
+	    token_keys_rotate(r->edge->keys, config->state_folder, now_ms, &e) < 0)
 		log_error("edge.renewal_failed", LOG_S("message", e.message));
 	loop_submit(r->edge->engine, renewal_done, r);
 }
@@ -281,6 +287,10 @@ const char *edge_ca_pem(const struct engine *en) {
 
 int edge_mint_token(const struct engine *en, const struct token_claims *c, char to[static TOKEN_ROOM], struct error *e) {
 	return token_mint(en->edge->keys, c, to, e);
+}
+
+int edge_rotate_token_keys(const struct engine *en, struct error *e) {
+	return token_keys_rotate(en->edge->keys, en->config.state_folder, (int64_t)realtime_ms(), e);
 }
 
 int edge_port(const struct engine *en) {

@@ -21,5 +21,8 @@ const char *edge_ca_pem(const struct engine *en);
 // Mints a token for an endpoint with the edge's keys (CreateMicrovmAuthToken). [any]
 int edge_mint_token(const struct engine *en, const struct token_claims *c, char to[static TOKEN_ROOM], struct error *e);
 
+// New tokens are sealed with a new key; old tokens stay valid. [worker: blocks on the disk]
+int edge_rotate_token_keys(const struct engine *en, struct error *e);
+
 // The TCP port that the edge listens on (of interest when config.edge_listen says port 0). [loop thread]
 int edge_port(const struct engine *en);

@@ -45,9 +45,27 @@ static void refuse(struct gate_verdict *v, int status, const char *text) {
 	v->text = text;
 }
 
+// Who shows no token may pass to a port that the operator has made public. Who names no port means 8080, or else the lowest of them.
+static bool is_public(struct edge *ed, const struct gate_request *r, struct gate_verdict *ret) {
+	char id[48], state[STATE_TEXT];
+	uint16_t port = r->ports == 0 ? 0 : r->ports == 1 ? gate_port(r->port) : 0;
+	if (r->token.size > 0 || (r->ports > 0 && port == 0) || !gate_endpoint(r->authority, ret->endpoint))
+		return false;
+	ret->port = microvm_public_port(ed->engine, ret->endpoint, port);
+	if (ret->port == 0 || !microvm_find_endpoint(ed->engine, ret->endpoint, id, state))
+		return false;
+	memcpy(ret->microvm, id, sizeof(ret->microvm));
+	if ((microvm_ingress(ed->engine, ret->endpoint) & INGRESS_HTTP) == 0)
+		refuse(ret, 403, NO_INGRESS);
+	return true;
+}
+
 void gate_decide(struct edge *ed, const struct gate_request *r, struct gate_verdict *ret) {
-	*ret = (struct gate_verdict){.port = GATE_DEFAULT_PORT};
+	*ret = (struct gate_verdict){.status = 0};
 	struct token_claims claims;
+	if (is_public(ed, r, ret))
+		return;
+	*ret = (struct gate_verdict){.port = GATE_DEFAULT_PORT};
 	int code = r->token.size == 0 ? -EBADMSG : token_cache_open(ed->tokens, ed->keys, r->token.data, r->token.size, &claims);
 	if (code < 0) {
 		refuse(ret, 403, code == -EBADMSG ? NO_TOKEN : WRONG_TOKEN);
@@ -61,7 +79,8 @@ void gate_decide(struct edge *ed, const struct gate_request *r, struct gate_verd
 	if (r->ports > 0)
 		ret->port = r->ports == 1 ? gate_port(r->port) : 0;
 	enum token_verdict verdict = token_permits(&claims, id, ret->port, (int64_t)realtime_ms());
-	if (verdict == TOKEN_OTHER_MICROVM || verdict == TOKEN_EXPIRED) {
+	if (verdict == TOKEN_OTHER_MICROVM || verdict == TOKEN_EXPIRED ||
+	    claims.minted_ms < microvm_tokens_since(ed->engine, ret->endpoint)) {
 		refuse(ret, 403, WRONG_TOKEN);
 		return;
 	}

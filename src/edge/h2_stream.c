@@ -17,6 +17,7 @@
 #include <strings.h>
 
 #define COMPOSED_MAX 256 // bytes that a composed head may have besides the fields
+#define STOP_MS 500      // a client may go on sending after its response
 
 static struct h2_stream *stream_of(struct connection *c) {
 	return (struct h2_stream *)(void *)c;
@@ -169,11 +170,18 @@ void h2_stream_sent(struct h2_stream *st, size_t n) {
 		h2_stream_ready(st);
 }
 
+// The whole response is sent, and the client still sends: what comes is dropped, and after a moment it is told to stop (RFC 9113 section 8.1). Not
+// at once: clients such as curl 7.88 take a reset while they send for an error, and never look at the response.
+static void stop_soon(struct h2_stream *st) {
+	if (st->stop_ms == 0)
+		st->stop_ms = uv_now(st->base.edge->engine->loop) + STOP_MS;
+}
+
 void h2_stream_end_sent(struct h2_stream *st) {
 	st->end_sent = true;
 	// What the client still sends is of no use to anybody (RFC 9113 section 8.1).
 	if (!st->base.eof && st->base.phase != CONNECTION_OPEN)
-		reset(st, NGHTTP2_NO_ERROR);
+		stop_soon(st);
 }
 
 // The transport. --------------------------------------------------------------------------------------------------------------
@@ -229,7 +237,7 @@ static void finish(struct connection *c, bool linger) {
 		st->ended = true;
 		resume(st);
 	} else if (st->end_sent && !c->eof) {
-		reset(st, NGHTTP2_NO_ERROR);
+		stop_soon(st);
 	}
 }
 
@@ -251,7 +259,7 @@ static void abort_now(struct connection *c) {
 		st->ended = st->broken = true;
 		resume(st);
 	} else if (st->end_sent && !c->eof) {
-		reset(st, NGHTTP2_NO_ERROR);
+		stop_soon(st);
 	}
 }
 
@@ -336,6 +344,11 @@ bool h2_stream_sweep(struct h2_stream *st, uint64_t now_ms) {
 		log_info("edge.stalled", LOG_S("message", "a client took nothing of a stream for five minutes; it was reset"));
 		st->blocked_since_ms = 0;
 		reset(st, NGHTTP2_CANCEL);
+		return true;
+	}
+	if (st->stop_ms != 0 && now_ms >= st->stop_ms) {
+		st->stop_ms = 0;
+		reset(st, NGHTTP2_NO_ERROR);
 		return true;
 	}
 	if (c->deadline_ms == 0 || now_ms < c->deadline_ms)

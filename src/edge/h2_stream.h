@@ -55,6 +55,7 @@ struct h2_stream {
 	bool answered; // the response's head is on its way
 	bool deferred; // nghttp2 waits for more content
 	bool end_sent;
+	uint64_t stop_ms;            // when the client is to be told that nobody wants the rest of its request; 0: never
 	uint64_t blocked_since_ms;   // content waits and none has gone since; 0: none waits
 	char accept[WS_ACCEPT_TEXT]; // what a WebSocket's handshake must be answered with; empty: it is none
 };

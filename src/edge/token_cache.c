@@ -39,7 +39,7 @@ static struct entry *place_of(struct token_cache *c, const char *text) {
 	return &c->entries[hash % TOKEN_CACHE_ENTRIES];
 }
 
-int token_cache_open(struct token_cache *c, const struct token_keys *k, const char *text, size_t size, struct token_claims *ret) {
+int token_cache_open(struct token_cache *c, struct token_keys *k, const char *text, size_t size, struct token_claims *ret) {
 	struct entry *e = size == TOKEN_LENGTH ? place_of(c, text) : NULL;
 	if (e != NULL && e->used && CRYPTO_memcmp(e->text, text, TOKEN_LENGTH) == 0) {
 		*ret = e->claims;

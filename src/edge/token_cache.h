@@ -14,4 +14,4 @@ void token_cache_free(struct token_cache *c);
 void token_cache_clear(struct token_cache *c);
 
 // As token_open().
-int token_cache_open(struct token_cache *c, const struct token_keys *k, const char *text, size_t size, struct token_claims *ret);
+int token_cache_open(struct token_cache *c, struct token_keys *k, const char *text, size_t size, struct token_claims *ret);

@@ -109,5 +109,11 @@ bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48],
 // What the ingress connectors of the microVM behind an endpoint let in: bits of enum ingress (images/connectors.h); 0 when it is unknown. From
 // memory. [any]
 unsigned microvm_ingress(struct engine *en, const char *endpoint);
+// Tokens of it that were minted before are revoked; 0: none are. [any]
+int64_t microvm_tokens_since(struct engine *en, const char *endpoint);
+// Revokes all tokens that were minted until now; durable when it returns. [worker]
+int microvm_revoke_tokens(struct engine *en, const char *id, struct error *e);
+// The port that requests without a token reach: `port` itself if it is public, and with 0 the one for those who name none. 0: none. [any]
+uint16_t microvm_public_port(struct engine *en, const char *endpoint, uint16_t port);
 // How many processors it has; 1 when it is unknown. [any]
 unsigned microvm_vcpus(struct engine *en, const char *endpoint);

@@ -258,6 +258,43 @@ unsigned microvm_ingress(struct engine *en, const char *endpoint) {
 	return ingress;
 }
 
+int64_t microvm_tokens_since(struct engine *en, const char *endpoint) {
+	struct microvm *m = en->microvms == NULL ? NULL : registry_find_endpoint(en, endpoint);
+	if (m == NULL)
+		return 0;
+	pthread_mutex_lock(&m->lock);
+	int64_t since = m->record.tokens_since_ms;
+	pthread_mutex_unlock(&m->lock);
+	microvm_unref(m);
+	return since;
+}
+
+int microvm_revoke_tokens(struct engine *en, const char *id, struct error *e) {
+	struct microvm *m = NULL;
+	int r = microvm_lookup(en, id, &m, e);
+	if (r < 0)
+		return r;
+	// What was minted in this millisecond is revoked too; what comes after it is minted in a later one.
+	int64_t since = (int64_t)realtime_ms() + 1;
+	pthread_mutex_lock(&m->commit);
+	r = store_set_tokens_since(en->store, id, since, e);
+	if (r == 0) {
+		pthread_mutex_lock(&m->lock);
+		m->record.tokens_since_ms = since;
+		pthread_mutex_unlock(&m->lock);
+	}
+	pthread_mutex_unlock(&m->commit);
+	microvm_unref(m);
+	return r;
+}
+
+uint16_t microvm_public_port(struct engine *en, const char *endpoint, uint16_t port) {
+	struct microvm *m = en->microvms == NULL ? NULL : registry_find_endpoint(en, endpoint);
+	uint16_t found = m == NULL ? 0 : store_public_port(en->store, m->record.image_uuid, port);
+	microvm_unref(m);
+	return found;
+}
+
 unsigned microvm_vcpus(struct engine *en, const char *endpoint) {
 	struct microvm *m = en->microvms == NULL ? NULL : registry_find_endpoint(en, endpoint);
 	unsigned vcpus = m == NULL || m->settings.vcpus == 0 ? 1 : m->settings.vcpus;

@@ -272,6 +272,8 @@ static int open_database(struct store *s, const char *folder, struct error *e) {
 		return r;
 	r = keys_load(s, e);
 	if (r == 0)
+		r = public_ports_load(s, e);
+	if (r == 0)
 		r = open_reader(s, e);
 	return r < 0 ? r : sync_folder(folder, e);
 }
@@ -302,6 +304,7 @@ void store_close(struct store *s) {
 		close(s->lock_fd);
 	pthread_mutex_destroy(&s->lock);
 	keys_free(s);
+	public_ports_free(s);
 	free(s);
 }
 

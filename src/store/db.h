@@ -27,7 +27,8 @@ struct store {
 		sqlite3_stmt *statement;
 	} cache[DB_STATEMENTS_MAX];
 	size_t cached;
-	struct access_tables *access; // keys.c
+	struct access_tables *access;      // keys.c
+	struct public_ports *public_ports; // public_ports.c
 };
 
 static inline struct store *db_reader(struct store *s) {
@@ -89,6 +90,10 @@ int token_add(struct store *s, const struct store_token *t, struct error *e);
 // keys.c: reads all keys and roles / forgets them.
 int keys_load(struct store *s, struct error *e);
 void keys_free(struct store *s);
+// public_ports.c: reads all / forgets all / those of an image that is gone.
+int public_ports_load(struct store *s, struct error *e);
+void public_ports_free(struct store *s);
+void public_ports_forget_image(struct store *s, const char *image_uuid);
 
 // schema.c: brings the database to version `to` (the newest one, but in tests), refusing one that a newer program wrote.
 int schema_newest(void);

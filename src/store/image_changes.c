@@ -267,7 +267,10 @@ int store_delete_image(struct store *s, const char *uuid, struct error *e) {
 	r = db_exec(s, e, "DELETE FROM stages WHERE subject >= ?1 || '/' AND subject < ?1 || '0'", "s", uuid);
 	if (r >= 0)
 		r = one(db_exec(s, e, "DELETE FROM images WHERE uuid=?", "s", uuid), e, "image", uuid);
-	return db_end(s, r, e);
+	r = db_end(s, r, e);
+	if (r >= 0)
+		public_ports_forget_image(s, uuid);
+	return r;
 }
 
 static int count_versions(struct store *s, const char *uuid, int64_t *ret, struct error *e) {

@@ -14,7 +14,7 @@ void store_microvm_clear(struct store_microvm *r) {
 
 #define COLUMNS                                                                                                                      \
 	"id, account, endpoint, image_uuid, image_arn, version, state, state_reason, started_ms, terminated_ms, maximum_duration_s," \
-	" has_idle_policy, max_idle_s, suspended_s, auto_resume, suspended_at_ms, vmm, config, seq"
+	" has_idle_policy, max_idle_s, suspended_s, auto_resume, suspended_at_ms, vmm, config, seq, tokens_since_ms"
 
 static int read_microvm(sqlite3_stmt *st, void *record, int64_t *seq) {
 	struct store_microvm *r = record;
@@ -27,6 +27,7 @@ static int read_microvm(sqlite3_stmt *st, void *record, int64_t *seq) {
 		.suspended_s = sqlite3_column_int64(st, 13),
 		.auto_resume = sqlite3_column_int(st, 14) != 0,
 		.suspended_at_ms = sqlite3_column_int64(st, 15),
+		.tokens_since_ms = sqlite3_column_int64(st, 19),
 	};
 	db_text(st, 0, r->id, sizeof(r->id));
 	db_text(st, 1, r->account, sizeof(r->account));
@@ -96,6 +97,14 @@ int store_update_microvm_soon(struct store *s, const struct store_microvm *r, st
 	result = update(s, r, e);
 	int flush = db_set_flush(s, true, result < 0 ? NULL : e);
 	return result < 0 ? result : flush;
+}
+
+int store_set_tokens_since(struct store *s, const char *id, int64_t since_ms, struct error *e) {
+	DB_LOCKED(s);
+	int n = db_exec(s, e, "UPDATE microvms SET tokens_since_ms=? WHERE id=?", "is", since_ms, id);
+	if (n < 0)
+		return n;
+	return n == 0 ? error_set(e, -ENOENT, "no such microVM: %s", id) : 0;
 }
 
 static int get(struct store *s, const char *sql, const char *types, const char *a, const char *b, struct store_microvm *ret,

@@ -100,10 +100,16 @@ static const char *const migrations[] = {
 	"ALTER TABLE microvms ADD COLUMN memory_mib INTEGER GENERATED ALWAYS AS (json_extract(config, '$.memoryInMiB')) VIRTUAL;"
 	"CREATE INDEX microvms_memory ON microvms(account, memory_mib) WHERE state <> 'TERMINATED';"
 	"CREATE INDEX builds_unfinished ON builds(image_uuid) WHERE state IN ('PENDING', 'IN_PROGRESS');",
+
 	// Artifact store: lists of uploads and of their parts, and the end of old uploads.
 	"ALTER TABLE parts ADD COLUMN modified_ms INTEGER NOT NULL DEFAULT 0;"
 	"CREATE INDEX uploads_by_key ON uploads(bucket, key, id);"
 	"CREATE INDEX uploads_by_age ON uploads(created_ms);",
+
+	// The edge: tokens can be revoked, and ports be public.
+	"ALTER TABLE microvms ADD COLUMN tokens_since_ms INTEGER NOT NULL DEFAULT 0;"
+	"CREATE TABLE public_ports(image_uuid TEXT NOT NULL REFERENCES images(uuid) ON DELETE CASCADE, port INTEGER NOT NULL,"
+	" PRIMARY KEY(image_uuid, port)) WITHOUT ROWID;",
 };
 
 #define SCHEMA_VERSION ((int)(sizeof(migrations) / sizeof(migrations[0])))

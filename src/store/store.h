@@ -104,6 +104,7 @@ struct store_microvm {
 	int64_t max_idle_s, suspended_s;
 	bool auto_resume;
 	int64_t suspended_at_ms; // 0: not suspended
+	int64_t tokens_since_ms; // tokens that were minted before are revoked; 0: none
 	char vmm[UUID_TEXT];     // the slot of stasis-launch that runs it; empty: none
 	char *config;            // JSON object: the members of the Run request, defaults filled in
 };
@@ -173,6 +174,7 @@ int store_update_microvm(struct store *s, const struct store_microvm *r, struct 
 // The same without waiting for the disk: it survives a crash of the daemon at once, a power cut only from the next flushed change on. For the
 // changes after which a power cut leads to the same end either way (a microVM that runs, or is being suspended, ends with its host).
 int store_update_microvm_soon(struct store *s, const struct store_microvm *r, struct error *e);
+int store_set_tokens_since(struct store *s, const char *id, int64_t since_ms, struct error *e);
 int store_get_microvm(struct store *s, const char *id, struct store_microvm *ret, struct error *e);
 int store_get_microvm_by_endpoint(struct store *s, const char *endpoint, struct store_microvm *ret, struct error *e);
 
@@ -198,6 +200,13 @@ struct store_microvm_filter {
 };
 int store_list_microvms(struct store *s, const struct store_microvm_filter *f, const char *after, size_t limit,
 			int (*each)(const struct store_microvm *, void *), void *arg, char next[STORE_CURSOR_MAX], struct error *e);
+
+// Ports of images that are public: requests to them need no token. -ENOENT: no such image; -EDQUOT: it has STORE_PUBLIC_PORTS_MAX already.
+#define STORE_PUBLIC_PORTS_MAX 16
+int store_set_public_port(struct store *s, const char *image_uuid, uint16_t port, bool on, struct error *e);
+size_t store_public_ports(struct store *s, const char *image_uuid, uint16_t ret[static STORE_PUBLIC_PORTS_MAX]); // from memory, sorted
+// From memory: `port` if it is public; for 0, 8080 if that is, or else the lowest. 0: none.
+uint16_t store_public_port(struct store *s, const char *image_uuid, uint16_t port);
 
 // Network connectors (spec section 7.3). A deleted one has the state DELETED and is found by its id alone; the newest
 // STORE_DELETED_CONNECTORS_MAX of an account are kept.

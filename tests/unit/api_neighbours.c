@@ -124,6 +124,14 @@ int edge_mint_token(const struct engine *en, const struct token_claims *c, char 
 	return token_mint(keys, c, to, e);
 }
 
+int edge_rotate_token_keys(const struct engine *en, struct error *e) {
+	return token_keys_rotate(keys, en->config.state_folder, (int64_t)realtime_ms(), e);
+}
+
+int microvm_revoke_tokens(struct engine *en, const char *id, struct error *e) {
+	return store_set_tokens_since(en->store, id, (int64_t)realtime_ms() + 1, e);
+}
+
 int neighbours_open_token(const char *text, struct token_claims *ret) {
 	return token_open(keys, text, strlen(text), ret, NULL);
 }

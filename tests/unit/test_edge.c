@@ -349,7 +349,7 @@ static void client_forget(struct client *c) {
 
 static const char *token_for(const char *endpoint, uint32_t first, uint32_t last, int64_t expires_ms, enum token_kind kind) {
 	static char token[TOKEN_ROOM];
-	struct token_claims c = {.kind = kind, .expires_ms = expires_ms};
+	struct token_claims c = {.kind = kind, .expires_ms = expires_ms, .minted_ms = (int64_t)realtime_ms()};
 	snprintf(c.microvm, sizeof(c.microvm), "%s", double_id(endpoint));
 	if (first != 0)
 		assert_int_equal(token_add_ports(&c, first, last, NULL), 0);
@@ -474,6 +474,36 @@ static void connectors_let_nothing_in(void **state) {
 		 "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
 		 token);
 	expect_answer(text, "HTTP/1.1 403 Forbidden\r\n", "\r\n\r\nIngress denied by network connectors");
+}
+
+static void revoked_tokens_open_nothing(void **state) {
+	unsigned opened = double_opened;
+	double_tokens_since = (int64_t)realtime_ms() + 1000;
+	expect_answer(request_to(DOUBLE_FAILED, "GET /", "Connection: close\r\n"), "HTTP/1.1 403 Forbidden\r\n",
+		      "\r\n\r\nToken authentication failed");
+	assert_int_equal(double_opened, opened);
+	double_tokens_since = 1;
+	expect_answer(request_to(DOUBLE_FAILED, "GET /", "Connection: close\r\n"), "HTTP/1.1 502 ", "\r\n\r\n");
+	double_tokens_since = 0;
+}
+
+static void public_ports_need_no_token(void **state) {
+#define TO(endpoint, more) "GET /echo HTTP/1.1\r\nHost: " endpoint ".microvm.localhost\r\nConnection: close\r\n" more "\r\n"
+	expect_answer(TO(DOUBLE_SUSPENDED, ""), "HTTP/1.1 200 ", "");
+	expect_answer(TO(DOUBLE_SUSPENDED, "X-aws-proxy-port: 8080\r\n"), "HTTP/1.1 200 ", "");
+	// Another port, a microVM without any, one that is not there, a token that is none, a port that is none.
+	static const char *const refused[] = {TO(DOUBLE_SUSPENDED, "X-aws-proxy-port: 9000\r\n"),
+					      TO(DOUBLE_RUNNING, ""),
+					      TO("ffffffff-0000-4000-8000-000000000001", ""),
+					      TO(DOUBLE_SUSPENDED, "X-aws-proxy-auth: nonsense\r\n"),
+					      TO(DOUBLE_SUSPENDED, "X-aws-proxy-port: x\r\n"),
+					      TO(DOUBLE_SUSPENDED, "X-aws-proxy-port: 8080\r\nX-aws-proxy-port: 8080\r\n")};
+	unsigned seen = requests;
+	for (size_t i = 0; i < LEN(refused); i++)
+		expect_answer(refused[i], "HTTP/1.1 403 Forbidden\r\n", "\r\n\r\nRequest missing authentication");
+	expect_answer(TO(DOUBLE_SHUT, ""), "HTTP/1.1 403 Forbidden\r\n", "\r\n\r\nIngress denied by network connectors");
+	assert_int_equal(requests, seen);
+	wait_released();
 }
 
 static void answers_for_what_cannot_be_reached(void **state) {
@@ -1098,6 +1128,8 @@ int main(void) {
 		cmocka_unit_test(keeps_its_certificates),
 		cmocka_unit_test(guards_the_endpoint),
 		cmocka_unit_test(connectors_let_nothing_in),
+		cmocka_unit_test(revoked_tokens_open_nothing),
+		cmocka_unit_test(public_ports_need_no_token),
 		cmocka_unit_test(answers_for_what_cannot_be_reached),
 		cmocka_unit_test(rewrites_heads),
 		cmocka_unit_test(carries_responses),

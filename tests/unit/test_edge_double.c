@@ -115,6 +115,7 @@ void microvm_route_release(struct microvm_route *r) {
 // Sleep. ----------------------------------------------------------------------------------------------------------------------
 
 _Atomic int double_on_wake;
+_Atomic int64_t double_tokens_since;
 _Atomic unsigned double_wakes, double_detached;
 _Atomic int double_unanswered;
 
@@ -228,6 +229,16 @@ unsigned microvm_ingress(struct engine *en, const char *endpoint) {
 	       : strcmp(endpoint, DOUBLE_SHUT) == 0 ? INGRESS_SHELL
 	       : strcmp(endpoint, DOUBLE_DEAD) == 0 ? INGRESS_HTTP
 						    : INGRESS_HTTP | INGRESS_SHELL;
+}
+
+// Tokens of DOUBLE_FAILED can be revoked, and port DOUBLE_PUBLIC of DOUBLE_SUSPENDED and DOUBLE_SHUT is public.
+int64_t microvm_tokens_since(struct engine *en, const char *endpoint) {
+	return strcmp(endpoint, DOUBLE_FAILED) == 0 ? double_tokens_since : 0;
+}
+
+uint16_t microvm_public_port(struct engine *en, const char *endpoint, uint16_t port) {
+	bool is = strcmp(endpoint, DOUBLE_SUSPENDED) == 0 || strcmp(endpoint, DOUBLE_SHUT) == 0;
+	return is && (port == 0 || port == DOUBLE_PUBLIC) ? DOUBLE_PUBLIC : 0;
 }
 
 unsigned microvm_vcpus(struct engine *en, const char *endpoint) {

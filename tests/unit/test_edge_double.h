@@ -33,6 +33,8 @@ void double_cut(void);
 
 // Sleep, of all microVMs at once: what the edge has written is taken out of the sockets, the streams are kept, and the VMM ends. A wake by
 // the edge comes after double_wake_ms when double_auto_resume says so; or it fails.
+#define DOUBLE_PUBLIC 8080
+extern _Atomic int64_t double_tokens_since; // of DOUBLE_FAILED
 enum double_wake { DOUBLE_WAKES, DOUBLE_STAYS, DOUBLE_FAILS };
 extern _Atomic int double_on_wake;       // enum double_wake
 extern _Atomic unsigned double_wakes;    // times that the edge asked for

@@ -245,6 +245,60 @@ static void keeps_its_keys(void **state) {
 	token_keys_close(again);
 }
 
+// Whether the token opens with these keys, and with those that the file has.
+static bool opens(struct token_keys *k, const char *in, const char *token) {
+	struct token_claims back;
+	struct token_keys *again;
+	bool now = token_open(k, token, TOKEN_LENGTH, &back, NULL) == 0;
+	assert_int_equal(token_keys_open(in, &again, NULL), 0);
+	assert_int_equal(token_open(again, token, TOKEN_LENGTH, &back, NULL) == 0, now);
+	token_keys_close(again);
+	return now;
+}
+
+static void rotates_its_keys(void **state) {
+	char other[64] = "/tmp/stasis-tokens-XXXXXX", path[128], first[TOKEN_ROOM], second[TOKEN_ROOM], third[TOKEN_ROOM];
+	static const char old[] = "3f2504e0-4f89-41d3-9a0c-0305e82c3301 AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8\n";
+	const int64_t hour = 3600000, start = 1000 * hour;
+	struct token_keys *k;
+	struct token_claims c = claims_for(MICROVM, INT64_MAX), back;
+	struct error e = {0};
+	assert_non_null(mkdtemp(other));
+	snprintf(path, sizeof(path), "%s/tokens.key", other);
+	// A file of a program that wrote no times.
+	assert_int_equal(write_file_durably(path, old, strlen(old), 0600, NULL), 0);
+	assert_int_equal(token_keys_open(other, &k, NULL), 0);
+	assert_int_equal(token_keys_made_ms(k), 0);
+	c.minted_ms = 12345;
+	assert_int_equal(token_mint(k, &c, first, NULL), 0);
+	assert_int_equal(token_open(k, first, TOKEN_LENGTH, &back, NULL), 0);
+	assert_int_equal(back.minted_ms, 12345);
+	assert_int_equal(token_keys_rotate(k, other, start, NULL), 0);
+	assert_int_equal(token_keys_made_ms(k), start);
+	assert_int_equal(token_mint(k, &c, second, NULL), 0);
+	assert_memory_not_equal(first, second, 60); // another kid
+	assert_true(opens(k, other, first) && opens(k, other, second));
+	// The first key was in use until `start`: it goes more than an hour later, and not before.
+	assert_int_equal(token_keys_rotate(k, other, start + hour, NULL), 0);
+	assert_int_equal(token_mint(k, &c, third, NULL), 0);
+	assert_true(opens(k, other, first) && opens(k, other, second) && opens(k, other, third));
+	assert_int_equal(token_keys_rotate(k, other, start + 2 * hour, NULL), 0);
+	assert_false(opens(k, other, first));
+	assert_true(opens(k, other, second) && opens(k, other, third));
+	// There is an end to it, and then nothing has changed.
+	int r = 0, n = 0;
+	while (r == 0 && n < 100)
+		r = token_keys_rotate(k, other, start + 2 * hour, n++ > 0 ? &e : NULL);
+	assert_int_equal(r, -EBUSY);
+	assert_non_null(strstr(e.message, "try again in an hour"));
+	assert_true(opens(k, other, third));
+	struct stat st;
+	assert_int_equal(stat(path, &st), 0);
+	assert_int_equal(st.st_mode & 0777, 0600);
+	token_keys_close(k);
+	assert_int_equal(remove_tree(other, NULL), 0);
+}
+
 static void refuses_damaged_key_files(void **state) {
 	static const char *const bad[] = {
 		"",
@@ -253,6 +307,9 @@ static void refuses_damaged_key_files(void **state) {
 		"3f2504e0-4f89-41d3-9a0c-0305e82c3301 AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh\n",
 		"3F2504e0-4f89-41d3-9a0c-0305e82c3301 AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8\n",
 		"3f2504e0-4f89-41d3-9a0c-0305e82c3301 AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh9\n",
+		"3f2504e0-4f89-41d3-9a0c-0305e82c3301 AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8 \n",
+		"3f2504e0-4f89-41d3-9a0c-0305e82c3301 AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8 12a\n",
+		"3f2504e0-4f89-41d3-9a0c-0305e82c3301 AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8 99999999999999\n",
 		"3f2504e0-4f89-41d3-9a0c-0305e82c3301\tAAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8\n",
 	};
 	char other[64] = "/tmp/stasis-tokens-XXXXXX", path[128];
@@ -270,11 +327,17 @@ static void refuses_damaged_key_files(void **state) {
 
 int main(void) {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(encodes_base64),       cmocka_unit_test(refuses_bad_base64),
-		cmocka_unit_test(opens_what_it_minted), cmocka_unit_test(has_the_service_s_form),
-		cmocka_unit_test(merges_ports),         cmocka_unit_test(refuses_every_changed_character),
-		cmocka_unit_test(refuses_other_keys),   cmocka_unit_test(refuses_bad_claims),
-		cmocka_unit_test(keeps_its_keys),       cmocka_unit_test(refuses_damaged_key_files),
+		cmocka_unit_test(encodes_base64),
+		cmocka_unit_test(refuses_bad_base64),
+		cmocka_unit_test(opens_what_it_minted),
+		cmocka_unit_test(has_the_service_s_form),
+		cmocka_unit_test(merges_ports),
+		cmocka_unit_test(refuses_every_changed_character),
+		cmocka_unit_test(refuses_other_keys),
+		cmocka_unit_test(refuses_bad_claims),
+		cmocka_unit_test(keeps_its_keys),
+		cmocka_unit_test(rotates_its_keys),
+		cmocka_unit_test(refuses_damaged_key_files),
 	};
 	return cmocka_run_group_tests(tests, set_up, tear_down);
 }
