@@ -12,8 +12,9 @@
 
 #define POLICY_MAX 10240 // bytes of a document
 #define POLICY_EVERYTHING "{\"Statement\":[{\"Effect\":\"Allow\",\"Action\":[\"*\",\"stasis:*\"],\"Resource\":\"*\"}]}"
-#define POLICY_ACCOUNT \
-	"{\"Statement\":[{\"Effect\":\"Allow\",\"Action\":[\"*\",\"stasis:GetLogs\",\"stasis:OpenSession\",\"stasis:RevokeTokens\"],\"Resource\":\"*\"}]}"
+#define POLICY_ACCOUNT                                                                                                                \
+	"{\"Statement\":[{\"Effect\":\"Allow\",\"Action\":[\"*\",\"stasis:GetLogs\",\"stasis:OpenSession\",\"stasis:RevokeTokens\"]," \
+	"\"Resource\":\"*\"}]}"
 
 // Parses and checks a document. Returns a new reference, or NULL with *e set (-EINVAL, -EFBIG, -EBADMSG), which names the statement and the member.
 json_t *policy_read(const char *text, size_t size, struct error *e);
