@@ -10,12 +10,15 @@ STAGE := $(CURDIR)/$(BUILD)/stage
 STASIS := $(STAGE)/bin/stasis
 NINJA := ninja -C $(BUILD)
 
-.PHONY: all setup programs assets demo test check unit vm-test e2e fuzz lint format clean bench-restore bench-launch bench-footprint bench-api bench-edge torture
+.PHONY: all setup test-setup programs assets demo test check unit vm-test e2e fuzz lint format clean bench-restore bench-launch bench-footprint bench-api bench-edge torture
 
 all: setup programs assets
 
 setup:
 	@scripts/setup
+
+test-setup:
+	@scripts/setup tests
 
 $(BUILD)/build.ninja:
 	@meson setup $(BUILD) --prefix $(STAGE) --libdir lib >$(BUILD)-setup.log 2>&1 || { cat $(BUILD)-setup.log; exit 1; }
@@ -31,26 +34,26 @@ assets: programs
 demo: all
 	@scripts/demo $(STASIS)
 
-test: all
+test: test-setup all
 	@tests/run
 
 # What needs neither the machine nor the assets.
-check: programs
+check: test-setup programs
 	@tests/run lint unit fuzz vm api
 
-unit: setup
+unit: test-setup
 	@tests/run unit
 
-vm-test: all
+vm-test: test-setup all
 	@tests/run vm
 
-e2e: all
+e2e: test-setup all
 	@tests/run e2e
 
-fuzz: setup
+fuzz: test-setup
 	@tests/run fuzz
 
-lint: setup
+lint: test-setup
 	@tests/run lint
 
 bench-restore: programs
@@ -62,14 +65,14 @@ bench-launch: all
 bench-footprint: all
 	@bench/run footprint
 
-bench-edge: programs
+bench-edge: test-setup programs
 	@bench/run edge
 
-bench-api: programs
+bench-api: test-setup programs
 	@bench/run api
 
 # Kills and power cuts at random moments under load, for TORTURE_SECONDS (600) each, natively and in the machine. TORTURE_SEED repeats a run.
-torture: all
+torture: test-setup all
 	@tests/torture/run
 
 clean:

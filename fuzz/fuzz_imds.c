@@ -8,7 +8,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-	static char answer[IMDS_ANSWER_MAX];
+	static char answer[LOCAL_HTTP_ANSWER_MAX];
 	static struct http_head h;
 	struct imds m = {.document = (char[]){"{\"SecretAccessKey\":\"hidden\"}"}};
 	struct error e = {0};

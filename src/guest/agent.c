@@ -14,12 +14,15 @@
 #define ACCEPT_PAUSE_NS 50000000ull
 
 struct agent_options agent_guest_options(void) {
-	struct in_addr imds = {0};
+	struct in_addr imds = {0}, busy = {0};
 	inet_pton(AF_INET, IMDS_ADDRESS, &imds);
+	inet_pton(AF_INET, BUSY_ADDRESS, &busy);
 	return (struct agent_options){
 		.machine = true,
 		.imds_address = imds,
 		.imds_port = IMDS_PORT,
+		.busy_address = busy,
+		.busy_port = BUSY_PORT,
 		.application = {.crun = "/usr/bin/crun",
 				.run = "/run/stasis",
 				.cgroups = "/sys/fs/cgroup",
@@ -102,7 +105,17 @@ int agent_init(struct agent *a, const struct agent_options *o, struct error *e) 
 	    (r = events_init(&a->events, &a->loop, e)) < 0 || (r = forwards_init(&a->forwards, &a->loop, e)) < 0)
 		return r;
 	a->hooks.loop = &a->loop;
-	imds_init(&a->imds, &a->loop, o->imds_address, o->imds_port, o->machine ? "lo" : NULL);
+	if (o->machine) {
+		const struct in_addr served[] = {o->imds_address, o->busy_address};
+		if ((r = network_side_make(&a->side, served, 2, e)) < 0)
+			return r;
+	}
+	struct local_http place = {
+		.loop = &a->loop, .address = o->imds_address, .port = o->imds_port, .side = o->machine ? &a->side : NULL};
+	imds_init(&a->imds, &place);
+	place.address = o->busy_address;
+	place.port = o->busy_port;
+	busy_init(&a->busy, &place, &a->events);
 	application_init(&a->application, &a->loop, &a->children, &a->events, &a->options.application);
 	a->application.exited = application_exited;
 	a->application.exited_arg = a;
@@ -116,6 +129,7 @@ void agent_end(struct agent *a) {
 	control_close_all(a);
 	stream_close_all(a);
 	imds_take(&a->imds);
+	busy_end(&a->busy);
 	sessions_end(&a->sessions);
 	application_end(&a->application);
 	builder_cancel(&a->builder);

@@ -6,12 +6,14 @@
 
 #include "guest/application.h"
 #include "guest/builder.h"
+#include "guest/busy.h"
 #include "guest/children.h"
 #include "guest/events.h"
 #include "guest/forward.h"
 #include "guest/hook.h"
 #include "guest/imds.h"
 #include "guest/loop.h"
+#include "guest/network.h"
 #include "guest/session.h"
 
 #include <stdbool.h>
@@ -20,8 +22,9 @@ struct agent_options {
 	bool machine; // we are PID 1 of a guest: clock, random generator, network and power are ours
 	struct application_paths application;
 	const char *build_program;
-	struct in_addr imds_address; // where credentials are asked for
-	uint16_t imds_port;
+	// Where the guest's programs ask for credentials, and say that they are busy; in a guest in a network namespace of our own.
+	struct in_addr imds_address, busy_address;
+	uint16_t imds_port, busy_port;
 	const char *resolv_conf; // where name servers are written for the guest's own programs
 };
 
@@ -32,7 +35,9 @@ struct agent {
 	struct events events;
 	struct forwards forwards;
 	struct hooks hooks;
+	struct network_side side; // in a guest
 	struct imds imds;
+	struct busy busy;
 	struct application application;
 	struct builder builder;
 	struct sessions sessions;

@@ -141,8 +141,8 @@ static uint64_t open_files(void) {
 	return getrlimit(RLIMIT_NOFILE, &r) < 0 || r.rlim_max > OPEN_FILES ? OPEN_FILES : r.rlim_max;
 }
 
-static int write_bundle(const struct application *a, const struct start_request *q, const struct user *user,
-			const struct image_config *image, struct error *e) {
+static int write_bundle(struct application *a, const struct start_request *q, const struct user *user, const struct image_config *image,
+			struct error *e) {
 	cleanup_json json_t *config = NULL;
 	char folder[PATH_MAX];
 	int r;
@@ -163,6 +163,8 @@ static int write_bundle(const struct application *a, const struct start_request 
 				e);
 	if (config == NULL)
 		return -EINVAL;
+	if ((r = busy_parse(runtime_variable(config, BUSY_VARIABLE), &a->busy, e)) < 0)
+		return r;
 	cleanup_free char *text = json_dumps(config, JSON_COMPACT);
 	if (text == NULL)
 		return error_set(e, -ENOMEM, "out of memory");

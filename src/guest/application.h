@@ -1,6 +1,7 @@
 // The application: the image's program as an OCI container (crun), its output, its end, freezing and thawing.
 #pragma once
 
+#include "guest/busy.h"
 #include "guest/children.h"
 #include "guest/events.h"
 #include "guest/job.h"
@@ -39,6 +40,7 @@ struct application {
 	void *exited_arg;
 
 	enum application_state state;
+	struct busy_policy busy; // of the image, once it was started
 	struct child crun, main;
 	int exit_code;
 	struct output output, error_output;

@@ -2,7 +2,7 @@
 //
 //     /init                               as PID 1: everything, then the protocol on vsock ports 1024 and 1025
 //     stasis-init --serve-unix PATH       for tests and debugging, on any Linux: the protocol on the Unix sockets PATH.control and PATH.streams.
-//         [--image DIR] [--run DIR] [--crun PROGRAM] [--cgroups DIR] [--build PROGRAM] [--imds-port PORT]
+//         [--image DIR] [--run DIR] [--crun PROGRAM] [--cgroups DIR] [--build PROGRAM] [--imds-port PORT] [--busy-port PORT]
 //         It does not mount the image's disk but takes the folder, and leaves the clock, the random generator, the network and the power alone.
 #include "base/cleanup.h"
 #include "base/io.h"
@@ -87,10 +87,15 @@ static int serve_unix(const char *path, const struct agent_options *o) {
 
 int main(int argc, char **argv) {
 	static const struct option options[] = {
-		{"serve-unix", required_argument, NULL, 's'}, {"image", required_argument, NULL, 'i'},
-		{"run", required_argument, NULL, 'r'},        {"crun", required_argument, NULL, 'c'},
-		{"cgroups", required_argument, NULL, 'g'},    {"build", required_argument, NULL, 'b'},
-		{"imds-port", required_argument, NULL, 'm'},  {NULL, 0, NULL, 0},
+		{"serve-unix", required_argument, NULL, 's'},
+		{"image", required_argument, NULL, 'i'},
+		{"run", required_argument, NULL, 'r'},
+		{"crun", required_argument, NULL, 'c'},
+		{"cgroups", required_argument, NULL, 'g'},
+		{"build", required_argument, NULL, 'b'},
+		{"imds-port", required_argument, NULL, 'm'},
+		{"busy-port", required_argument, NULL, 'y'},
+		{NULL, 0, NULL, 0},
 	};
 	struct agent_options o = agent_guest_options();
 	const char *path = NULL;
@@ -101,7 +106,7 @@ int main(int argc, char **argv) {
 	if (getpid() == 1 && (argc < 2 || strcmp(argv[1], "--serve-unix") != 0))
 		be_init();
 	o.machine = o.application.mount_image = false;
-	o.imds_address.s_addr = htonl(INADDR_LOOPBACK);
+	o.imds_address.s_addr = o.busy_address.s_addr = htonl(INADDR_LOOPBACK);
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (c) {
 		case 's':
@@ -125,6 +130,9 @@ int main(int argc, char **argv) {
 		case 'm':
 			o.imds_port = (uint16_t)strtoul(optarg, NULL, 10);
 			break;
+		case 'y':
+			o.busy_port = (uint16_t)strtoul(optarg, NULL, 10);
+			break;
 		default:
 			return 2;
 		}
@@ -132,7 +140,7 @@ int main(int argc, char **argv) {
 	if (path == NULL || optind != argc) {
 		fprintf(stderr, "stasis-init runs as PID 1 of a microVM; elsewhere: stasis-init --serve-unix PATH [--image DIR] [--run "
 				"DIR] [--crun PROGRAM] "
-				"[--cgroups DIR] [--build PROGRAM] [--imds-port PORT]\n");
+				"[--cgroups DIR] [--build PROGRAM] [--imds-port PORT] [--busy-port PORT]\n");
 		return 2;
 	}
 	snprintf(resolv_conf, sizeof(resolv_conf), "%s/guest-resolv.conf", o.application.run);

@@ -1,5 +1,5 @@
-// Network configuration by the classic interface requests (netdevice(7)); see network.h. One interface, one address, one route: netlink would need more
-// code and no fewer system calls.
+// Network configuration; see network.h. By the classic interface requests (netdevice(7)), and by rtnetlink(7) what they cannot say: further addresses
+// and a pair of interfaces in two namespaces.
 #include "guest/network.h"
 
 #include "base/cleanup.h"
@@ -8,9 +8,13 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/rtnetlink.h>
+#include <linux/veth.h>
 #include <net/if.h>
 #include <net/route.h>
+#include <sched.h>
+#include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -74,19 +78,37 @@ int network_configure(const char *interface, struct in_addr address, unsigned pr
 	return 0;
 }
 
-// An address of its own length cannot be added by interface requests without being, for a moment, a whole network: rtnetlink(7) it is.
-int network_add_address(const char *interface, struct in_addr address, struct error *e) {
-	struct {
-		struct nlmsghdr header;
-		struct ifaddrmsg message;
-		struct rtattr attribute;
-		struct in_addr local;
-	} q = {.header = {.nlmsg_len = sizeof(q),
-			  .nlmsg_type = RTM_NEWADDR,
-			  .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL},
-	       .message = {.ifa_family = AF_INET, .ifa_prefixlen = 32, .ifa_scope = RT_SCOPE_HOST, .ifa_index = if_nametoindex(interface)},
-	       .attribute = {.rta_len = RTA_LENGTH(sizeof(address)), .rta_type = IFA_LOCAL},
-	       .local = address};
+// rtnetlink.
+
+struct message {
+	struct nlmsghdr header;
+	char body[256];
+};
+
+static void *append(struct message *m, const void *data, size_t size) {
+	char *at = (char *)m + NLMSG_ALIGN(m->header.nlmsg_len);
+	memcpy(at, data, size);
+	m->header.nlmsg_len = (uint32_t)(at - (char *)m + (ptrdiff_t)size);
+	return at;
+}
+
+// Begins an attribute; end_attribute() sets its length.
+static struct rtattr *begin_attribute(struct message *m, unsigned short type) {
+	return append(m, &(struct rtattr){.rta_len = RTA_LENGTH(0), .rta_type = type}, sizeof(struct rtattr));
+}
+
+static void end_attribute(struct message *m, struct rtattr *a) {
+	a->rta_len = (unsigned short)((char *)m + m->header.nlmsg_len - (char *)a);
+}
+
+static void attribute(struct message *m, unsigned short type, const void *data, size_t size) {
+	struct rtattr *a = begin_attribute(m, type);
+	append(m, data, size);
+	end_attribute(m, a);
+}
+
+// Sends a request and waits for the kernel's answer. 0 or a negative errno.
+static int transact(struct message *m) {
 	struct {
 		struct nlmsghdr header;
 		struct nlmsgerr error;
@@ -94,10 +116,87 @@ int network_add_address(const char *interface, struct in_addr address, struct er
 	} answer = {.error.error = -EIO};
 
 	cleanup_close int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
-	if (fd < 0 || send(fd, &q, sizeof(q), 0) < 0 || recv(fd, &answer, sizeof(answer), 0) < (ssize_t)sizeof(answer.header))
-		return error_errno(e, "cannot add an address to %s", interface);
-	int r = answer.header.nlmsg_type == NLMSG_ERROR ? answer.error.error : -EIO;
-	return r == 0 || r == -EEXIST ? 0 : error_set(e, r, "cannot add an address to %s: %s", interface, strerror(-r));
+	if (fd < 0 || send(fd, m, m->header.nlmsg_len, 0) < 0)
+		return -errno;
+	ssize_t n = recv(fd, &answer, sizeof(answer), 0);
+	if (n < 0)
+		return -errno;
+	return n >= (ssize_t)NLMSG_LENGTH(sizeof(answer.error)) && answer.header.nlmsg_type == NLMSG_ERROR ? answer.error.error : -EIO;
+}
+
+static int add_address(const char *interface, struct in_addr address, unsigned prefix) {
+	struct message m = {.header = {.nlmsg_len = NLMSG_LENGTH(0),
+				       .nlmsg_type = RTM_NEWADDR,
+				       .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL}};
+	const struct ifaddrmsg a = {.ifa_family = AF_INET, .ifa_prefixlen = (uint8_t)prefix, .ifa_index = if_nametoindex(interface)};
+	append(&m, &a, sizeof(a));
+	attribute(&m, IFA_LOCAL, &address, sizeof(address));
+	return transact(&m);
+}
+
+// A pair of virtual interfaces (veth(4)): one here, its peer in another namespace.
+static int add_pair(const char *here, const char *there, int there_fd) {
+	struct message m = {.header = {.nlmsg_len = NLMSG_LENGTH(0),
+				       .nlmsg_type = RTM_NEWLINK,
+				       .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL}};
+	const struct ifinfomsg link = {.ifi_family = AF_UNSPEC};
+	append(&m, &link, sizeof(link));
+	attribute(&m, IFLA_IFNAME, here, strlen(here) + 1);
+	struct rtattr *info = begin_attribute(&m, IFLA_LINKINFO);
+	attribute(&m, IFLA_INFO_KIND, "veth", 4);
+	struct rtattr *data = begin_attribute(&m, IFLA_INFO_DATA), *peer = begin_attribute(&m, VETH_INFO_PEER);
+	append(&m, &link, sizeof(link));
+	attribute(&m, IFLA_IFNAME, there, strlen(there) + 1);
+	attribute(&m, IFLA_NET_NS_FD, &there_fd, sizeof(there_fd));
+	end_attribute(&m, peer);
+	end_attribute(&m, data);
+	end_attribute(&m, info);
+	return transact(&m);
+}
+
+// The agent's own namespace.
+
+static int set_up_side(int home_fd, const struct in_addr *addresses, size_t count, struct error *e) {
+	static const char here[] = "agent";
+	int r = add_pair(here, NETWORK_SIDE_INTERFACE, home_fd);
+
+	for (size_t i = 0; r == 0 && i < count; i++)
+		r = add_address(here, addresses[i], NETWORK_SIDE_PREFIX);
+	if (r < 0)
+		return error_set(e, r, "cannot join the agent's network to the guest's: %s", strerror(-r));
+	cleanup_close int fd = open_socket(e);
+	return fd < 0 ? fd : bring_up(fd, here, e);
+}
+
+int network_side_make(struct network_side *n, const struct in_addr *addresses, size_t count, struct error *e) {
+	struct in_addr guest;
+
+	*n = (struct network_side){.home_fd = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), .side_fd = -1};
+	if (n->home_fd < 0 || unshare(CLONE_NEWNET) < 0)
+		return error_errno(e, "cannot make a network namespace");
+	n->side_fd = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	int r = n->side_fd < 0 ? error_errno(e, "cannot open a network namespace") : set_up_side(n->home_fd, addresses, count, e);
+	if (setns(n->home_fd, CLONE_NEWNET) < 0)
+		return error_errno(e, "cannot go back to the guest's network namespace");
+	if (r < 0)
+		return r;
+	inet_pton(AF_INET, NETWORK_SIDE_GUEST_ADDRESS, &guest);
+	r = add_address(NETWORK_SIDE_INTERFACE, guest, NETWORK_SIDE_PREFIX);
+	if (r < 0)
+		return error_set(e, r, "cannot give " NETWORK_SIDE_INTERFACE " its address: %s", strerror(-r));
+	cleanup_close int fd = open_socket(e);
+	return fd < 0 ? fd : bring_up(fd, NETWORK_SIDE_INTERFACE, e);
+}
+
+int network_side_socket(const struct network_side *n) {
+	if (setns(n->side_fd, CLONE_NEWNET) < 0)
+		return -1;
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), failure = errno;
+	// Without the way back nothing here is right any more; the kernel gives no reason to refuse it.
+	if (setns(n->home_fd, CLONE_NEWNET) < 0)
+		abort();
+	errno = failure;
+	return fd;
 }
 
 int network_write_nameservers(const char *path, const struct network_request *q, struct error *e) {

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "guest/guest.h"
 #include "guest/network.h"
+#include "guest/runtime_config.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -80,8 +81,8 @@ static uint64_t available_memory(const struct agent *a) {
 	return (uint64_t)kib << 10;
 }
 
-// Whether a TCP socket listens (proc(5), /proc/net/tcp: the fourth column is the state, 0A is LISTEN). The agent itself listens on vsock,
-// and for a microVM with credentials, which an image that is being made is not: so there it is the application's.
+// Whether a TCP socket listens (proc(5), /proc/net/tcp: the fourth column is the state, 0A is LISTEN). The agent itself listens on vsock
+// and in a network namespace of its own.
 static bool something_listens(const char *path) {
 	cleanup_file FILE *f = fopen(path, "re");
 	char line[256], tcp_state[3];
@@ -165,10 +166,19 @@ static void resume(struct operation *o, const struct resume_request *q) {
 static void started(void *arg, const struct error *error) {
 	struct operation *o = arg;
 
-	if (error != NULL)
+	struct agent *a = o->agent;
+	struct error e = {0};
+	char cgroup[256];
+
+	if (error != NULL) {
 		reply_error(o, error);
+		return;
+	}
+	snprintf(cgroup, sizeof(cgroup), "%s" RUNTIME_CGROUP, a->options.application.cgroups);
+	if (busy_begin(&a->busy, &a->application.busy, cgroup, &e) < 0)
+		reply_error(o, &e);
 	else
-		reply(o, json_pack("{s:i}", "pid", (int)o->agent->application.main.pid));
+		reply(o, json_pack("{s:i}", "pid", (int)a->application.main.pid));
 }
 
 static void start(struct operation *o, const struct start_request *q) {
@@ -282,6 +292,14 @@ static void credentials(struct operation *o, const struct credentials_request *q
 	reply(o, NULL);
 }
 
+// busy
+
+static void busy(struct operation *o) {
+	char why[BUSY_WHY_MAX];
+	uint64_t idle_ns = busy_idle_ns(&o->agent->busy, why);
+	reply(o, json_pack("{s:I, s:s}", "idleMs", (json_int_t)(idle_ns / 1000000), "why", why));
+}
+
 // poweroff
 
 static int write_everything_back(struct job *j) {
@@ -351,6 +369,9 @@ void operation_begin(struct operation *o, struct agent *a, const struct request 
 		return;
 	case OP_CREDENTIALS:
 		credentials(o, &q->credentials);
+		return;
+	case OP_BUSY:
+		busy(o);
 		return;
 	case OP_POWEROFF:
 		poweroff(o);

@@ -187,10 +187,10 @@ static int parse_network(const json_t *o, struct network_request *q, struct erro
 
 int request_parse(const void *data, size_t size, struct request *ret, struct error *e) {
 	static const char *const names[] = {
-		[OP_HELLO] = "hello",       [OP_RESUME] = "resume",   [OP_START] = "start",
-		[OP_HOOK] = "hook",         [OP_FREEZE] = "freeze",   [OP_STATE] = "state",
-		[OP_BUILD] = "build",       [OP_NETWORK] = "network", [OP_CREDENTIALS] = "credentials",
-		[OP_POWEROFF] = "poweroff",
+		[OP_HELLO] = "hello", [OP_RESUME] = "resume",     [OP_START] = "start",
+		[OP_HOOK] = "hook",   [OP_FREEZE] = "freeze",     [OP_STATE] = "state",
+		[OP_BUILD] = "build", [OP_NETWORK] = "network",   [OP_CREDENTIALS] = "credentials",
+		[OP_BUSY] = "busy",   [OP_POWEROFF] = "poweroff",
 	};
 	const char *op = NULL;
 	int r;
@@ -210,6 +210,7 @@ int request_parse(const void *data, size_t size, struct request *ret, struct err
 	case OP_HELLO:
 	case OP_FREEZE:
 	case OP_STATE:
+	case OP_BUSY:
 	case OP_POWEROFF:
 		break;
 	case OP_RESUME:

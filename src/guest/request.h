@@ -22,6 +22,7 @@ enum request_op {
 	OP_BUILD,
 	OP_NETWORK,
 	OP_CREDENTIALS,
+	OP_BUSY,
 	OP_POWEROFF,
 };
 

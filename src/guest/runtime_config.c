@@ -218,3 +218,15 @@ json_t *runtime_config(const struct runtime_options *o, struct error *e) {
 			    "the image's configuration does not make a runtime configuration (out of memory, or text that is not UTF-8)");
 	return c;
 }
+
+const char *runtime_variable(const json_t *config, const char *name) {
+	const json_t *env = json_object_get(json_object_get(config, "process"), "env"), *item;
+	size_t i, size = strlen(name);
+
+	json_array_foreach(env, i, item) {
+		const char *text = json_string_value(item);
+		if (strncmp(text, name, size) == 0 && text[size] == '=')
+			return text + size + 1;
+	}
+	return NULL;
+}

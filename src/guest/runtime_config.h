@@ -25,5 +25,8 @@ struct runtime_options {
 // Returns a new reference, or NULL with *e set.
 json_t *runtime_config(const struct runtime_options *o, struct error *e);
 
+// The value of an environment variable in such a configuration; borrowed, NULL: there is none.
+const char *runtime_variable(const json_t *config, const char *name);
+
 // A bit per capability that an array of names ("CAP_CHOWN") has.
 uint64_t runtime_capability_bits(const json_t *names);

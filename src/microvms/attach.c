@@ -14,14 +14,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-struct ended_job {
+// About the VMM that a microVM had at that moment.
+struct incarnation_job {
 	struct microvm *m;
 	uint64_t incarnation;
 };
 
 // The VMM that this incarnation had is gone or its guest has ended: so does the microVM.
 static void run_ended_job(void *arg) {
-	struct ended_job *job = arg;
+	struct incarnation_job *job = arg;
 	struct microvm *m = job->m;
 	microvm_begin(m);
 	pthread_mutex_lock(&m->lock);
@@ -36,20 +37,49 @@ static void run_ended_job(void *arg) {
 	free(job);
 }
 
-static void report_end(struct microvm *m, const char *reason) {
-	struct ended_job *job = malloc(sizeof(*job));
+static void submit(struct microvm *m, void (*run)(void *), const char *what) {
+	struct incarnation_job *job = malloc(sizeof(*job));
 	if (job == NULL)
 		return;
 	pthread_mutex_lock(&m->lock);
-	snprintf(m->end_reason, sizeof(m->end_reason), "%s", reason);
-	*job = (struct ended_job){.m = m, .incarnation = m->incarnation};
+	*job = (struct incarnation_job){.m = m, .incarnation = m->incarnation};
 	pthread_mutex_unlock(&m->lock);
 	microvm_ref(m);
-	if (worker_submit(run_ended_job, job) < 0) {
-		log_error("microvm.ended", LOG_S("microvmId", m->record.id), LOG_S("message", "no thread to end the MicroVM"));
+	if (worker_submit(run, job) < 0) {
+		log_error("microvm.event", LOG_S("microvmId", m->record.id), LOG_S("event", what),
+			  LOG_S("message", "no thread to act on it"));
 		microvm_unref(m);
 		free(job);
 	}
+}
+
+static void report_end(struct microvm *m, const char *reason) {
+	pthread_mutex_lock(&m->lock);
+	snprintf(m->end_reason, sizeof(m->end_reason), "%s", reason);
+	pthread_mutex_unlock(&m->lock);
+	submit(m, run_ended_job, "ended");
+}
+
+// The application asked for it, as its owner may.
+static void run_suspend_job(void *arg) {
+	struct incarnation_job *job = arg;
+	struct microvm *m = job->m;
+	struct error e;
+	microvm_begin(m);
+	pthread_mutex_lock(&m->lock);
+	bool same = m->incarnation == job->incarnation && m->state == STATE_RUNNING;
+	pthread_mutex_unlock(&m->lock);
+	if (same && microvm_suspend_now(m, SUSPEND_ASKED, &e) < 0)
+		log_warn("microvm.suspend", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
+	microvm_end(m);
+	microvm_unref(m);
+	free(job);
+}
+
+static void on_suspend(void *arg) {
+	struct microvm *m = arg;
+	log_info("microvm.suspendAsked", LOG_S("microvmId", m->record.id), LOG_S("by", "application"));
+	submit(m, run_suspend_job, "suspend");
 }
 
 static void on_vmm(void *arg, uint32_t events) {
@@ -102,7 +132,7 @@ void microvm_attach(struct microvm *m) {
 	if (r < 0)
 		log_error("microvm.watch", LOG_S("microvmId", m->record.id), LOG_S("message", strerror(-r)));
 	open_log(m);
-	const struct events_handler handler = {.exited = on_exited, .arg = m};
+	const struct events_handler handler = {.exited = on_exited, .suspend = on_suspend, .arg = m};
 	if (events_start(m->en->watcher, m->slot.vsock, &m->app_log, &handler, &m->events, &e) < 0)
 		log_warn("microvm.events", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
 }

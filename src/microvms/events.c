@@ -51,6 +51,9 @@ static void report(struct events *s) {
 	} else if (strcmp(name, "exited") == 0) {
 		if (s->handler.exited != NULL)
 			s->handler.exited(s->handler.arg, (int)json_integer_value(json_object_get(event, "exitCode")));
+	} else if (strcmp(name, "suspend") == 0) {
+		if (s->handler.suspend != NULL)
+			s->handler.suspend(s->handler.arg);
 	} else if (strcmp(name, "progress") == 0) {
 		if (s->handler.progress != NULL)
 			s->handler.progress(s->handler.arg, event);

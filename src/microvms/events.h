@@ -12,6 +12,7 @@ struct events;
 
 struct events_handler {
 	void (*exited)(void *arg, int exit_code);         // the application ended
+	void (*suspend)(void *arg);                       // it asks to be suspended now; may be NULL
 	void (*progress)(void *arg, const json_t *event); // may be NULL
 	void *arg;
 };

@@ -43,6 +43,48 @@ static int64_t until_due(struct microvm *m) {
 	return due;
 }
 
+static bool is_idle(const struct microvm *m) {
+	return (int64_t)monotonic_ms() >= m->last_activity_ms + m->record.max_idle_s * 1000;
+}
+
+// No byte has crossed the endpoint for the idle period: what else the image counts as busy, its guest knows (docs/sleep.md). One that does not answer is
+// not busy, so that none keeps itself awake by silence. The operation is held.
+static void ask_guest(struct microvm *m) {
+	struct agent a = {.fd = -1};
+	json_t *reply = NULL;
+	struct error e;
+	int r = microvm_agent_open(m, &a, &e);
+	if (r == 0)
+		r = agent_call(&a, json_pack("{s:s}", "op", "busy"), BUSY_REPLY_MS, &reply, &e);
+	microvm_agent_close(m, &a);
+	json_int_t idle_ms = json_integer_value(json_object_get(reply, "idleMs"));
+	const char *why = json_string_value(json_object_get(reply, "why"));
+	if (r == 0 && idle_ms >= 0 && idle_ms < m->record.max_idle_s * 1000) {
+		int64_t last = (int64_t)monotonic_ms() - idle_ms;
+		if (last > m->last_activity_ms)
+			m->last_activity_ms = last;
+		log_info("microvm.busy", LOG_S("microvmId", m->record.id), LOG_S("why", why == NULL ? "" : why), LOG_U("idleMs", idle_ms));
+	}
+	json_decref(reply);
+}
+
+// The idle period is over, as far as the endpoint tells.
+static void idle_period_over(struct microvm *m) {
+	struct error e;
+	microvm_begin(m);
+	if (microvm_state_now(m) == STATE_RUNNING && is_idle(m))
+		ask_guest(m);
+	bool idle = microvm_state_now(m) == STATE_RUNNING && is_idle(m);
+	if (idle && m->record.suspended_s > 0 && microvm_suspend_now(m, SUSPEND_IDLE, &e) < 0)
+		log_warn("microvm.idle", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
+	microvm_end(m);
+	// 0 means: terminate instead of staying suspended.
+	if (idle && m->record.suspended_s == 0)
+		microvm_terminate_later(m, "The suspended duration of the MicroVM is over.");
+	else if (!idle)
+		microvm_schedule(m);
+}
+
 static void rearm(void *arg);
 
 static void run_due_job(void *arg) {
@@ -54,26 +96,21 @@ static void run_due_job(void *arg) {
 	bool exited = living && m->exited_ms != 0 && now >= m->exited_ms + EXIT_GRACE_MS;
 	bool old = living && r->maximum_duration_s > 0 && boot >= m->begun_ms + r->maximum_duration_s * 1000;
 	bool forgotten = r->has_idle_policy && m->state == STATE_SUSPENDED && boot >= m->asleep_ms + r->suspended_s * 1000;
-	bool idle = r->has_idle_policy && m->state == STATE_RUNNING && now >= m->last_activity_ms + r->max_idle_s * 1000;
-	bool no_sleep = idle && r->suspended_s == 0; // 0 means: terminate instead of staying suspended
+	bool idle = r->has_idle_policy && m->state == STATE_RUNNING && is_idle(m);
 	bool stale = m->state == STATE_RUNNING && m->credentials_due_ms != 0 && now >= m->credentials_due_ms;
 	int exit_code = m->exit_code;
 	pthread_mutex_unlock(&m->lock);
 
-	struct error e;
 	char reason[REASON_MAX];
 	snprintf(reason, sizeof(reason), "Container Stopped with Exit Code: %d", exit_code);
 	if (exited) {
 		microvm_terminate_later(m, reason);
 	} else if (old) {
 		microvm_terminate_later(m, "The maximum duration of the MicroVM is over.");
-	} else if (forgotten || no_sleep) {
+	} else if (forgotten) {
 		microvm_terminate_later(m, "The suspended duration of the MicroVM is over.");
 	} else if (idle) {
-		microvm_begin(m);
-		if (microvm_suspend_now(m, SUSPEND_IDLE, &e) < 0)
-			log_warn("microvm.idle", LOG_S("microvmId", m->record.id), LOG_S("message", e.message));
-		microvm_end(m);
+		idle_period_over(m);
 	} else if (stale) {
 		microvm_renew_credentials(m);
 	} else {

@@ -33,6 +33,7 @@ enum microvm_state { STATE_PENDING, STATE_RUNNING, STATE_SUSPENDING, STATE_SUSPE
 
 #define AGENT_REPLY_MS 30000
 #define ATTACH_DELAY_MS 300
+#define BUSY_REPLY_MS 5000 // how long the guest may take to say whether it is busy
 #define DRAIN_MS 5000      // how long a suspend waits for requests that are being answered
 #define DRAIN_QUIET_MS 200 // … once they are being answered: for bytes to stop moving
 #define EXIT_GRACE_MS 1000 // between the application's end and that of its microVM

@@ -88,7 +88,7 @@ static const struct member members[] = {
 	TEXT("roles", MEMBER_OBJECT, roles, "{}"),
 	TEXT("quotas", MEMBER_OBJECT, quotas, "{}"),
 	NUMBER("maximumDurationSeconds", MEMBER_INT64, maximum_duration_s, 1, INT32_MAX, 28800),
-	NUMBER("connectionsPerVcpu", MEMBER_INT, connections_per_vcpu, 0, 100000, 512),
+	NUMBER("connectionsPerVcpu", MEMBER_INT, connections_per_vcpu, 0, 100000, 1024),
 	NUMBER("requestsPerSecondPerVcpu", MEMBER_INT, requests_per_s_per_vcpu, 0, 1000000, 0),
 	NUMBER("bytesPerSecondPerVcpu", MEMBER_INT64, bytes_per_s_per_vcpu, 0, 1099511627776.0, 0),
 	NUMBER("hostMemoryMib", MEMBER_INT64, host_memory_mib, 0, 1 << 30, 0),

@@ -118,6 +118,7 @@ const hopeless = [
   ['an empty artifact', Buffer.alloc(0), /zip|archive|empty/i],
   ['a Dockerfile that is none', { Dockerfile: 'HELLO world\n' }, /no FROM statement/],
   ['neither CMD nor ENTRYPOINT', { Dockerfile: 'FROM stasis/debian\n' }, /CMD|ENTRYPOINT/],
+  ['nonsense in STASIS_BUSY', { Dockerfile: 'FROM stasis/debian\nENV STASIS_BUSY="lease,disk"\nCMD ["sleep", "infinity"]\n' }, /STASIS_BUSY holds "disk"/],
   ['an application that ends', { Dockerfile: 'FROM stasis/debian\nCMD ["sh", "-c", "echo goodbye; exit 7"]\n' }, /7/],
   ['an application that is not there', { Dockerfile: 'FROM stasis/debian\nCMD ["/no/such/program"]\n' }, /no\/such\/program|not found|no such file/i],
 ]

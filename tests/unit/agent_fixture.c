@@ -59,6 +59,7 @@ struct fixture *fixture_start(const char *build_script, const char *image) {
 		.application = {.crun = "/usr/bin/crun", .run = f->run, .cgroups = "/sys/fs/cgroup", .image = image},
 		.build_program = f->build_program,
 		.imds_address.s_addr = htonl(INADDR_LOOPBACK),
+		.busy_address.s_addr = htonl(INADDR_LOOPBACK),
 		.resolv_conf = f->resolv_conf,
 	};
 	assert_int_equal(agent_init(&f->agent, &f->options, &e), 0);

@@ -65,6 +65,7 @@ struct peers {
 	uint64_t order;
 	int faults[FAULTS];
 	int status[HOOK_NAMES], calls[HOOK_NAMES], delay_ms;
+	int idle_ms;
 	int credentials_given;
 	json_t *credentials;
 };
@@ -308,6 +309,13 @@ static bool serve_request(struct peers *p, struct connection *c, const json_t *q
 						: p->status[hook] == 0 ? "timeout"
 								       : "status"));
 		json_object_set_new(reply, "elapsedMs", json_integer(delay));
+	} else if (strcmp(op, "busy") == 0 && p->idle_ms >= 0) {
+		json_object_set_new(reply, "idleMs", json_integer(p->idle_ms));
+		json_object_set_new(reply, "why", json_string("lease test"));
+	} else if (strcmp(op, "busy") == 0) {
+		json_object_set_new(reply, "ok", json_false());
+		json_object_set_new(reply, "code", json_string("EOPNOTSUPP"));
+		json_object_set_new(reply, "message", json_string("this guest agent has no operation \"busy\""));
 	} else if (strcmp(op, "state") == 0) {
 		json_object_set_new(reply, "application", json_string("running"));
 	}
@@ -512,6 +520,7 @@ struct peers *peers_start(const char *run_folder, int *ret_launcher_fd) {
 		p->connections[i].fd = -1;
 	for (int i = 0; i < HOOK_NAMES; i++)
 		p->status[i] = 200;
+	p->idle_ms = -1;
 	snprintf(p->run, sizeof(p->run), "%s", run_folder);
 	pthread_mutex_init(&p->lock, NULL);
 	*ret_launcher_fd = connect_launcher(p);
@@ -636,6 +645,16 @@ void peers_applications_exit(struct peers *p, int exit_code) {
 	char text[64];
 	snprintf(text, sizeof(text), "{\"event\":\"exited\",\"exitCode\":%d}", exit_code);
 	all_events(p, 3, text);
+}
+
+void peers_ask_for_suspend(struct peers *p) {
+	all_events(p, 3, "{\"event\":\"suspend\"}");
+}
+
+void peers_idle(struct peers *p, int milliseconds) {
+	pthread_mutex_lock(&p->lock);
+	p->idle_ms = milliseconds;
+	pthread_mutex_unlock(&p->lock);
 }
 
 void peers_write(struct peers *p, const char *text) {

@@ -43,9 +43,13 @@ int peers_hook_calls(struct peers *p, const char *hook);
 // How many times guests were given credentials, and what was given last: a new reference, or NULL.
 int peers_credentials(struct peers *p, json_t **ret_last);
 
+// For how long guests say that they have not been busy; -1, as at first: their agents are older and do not know.
+void peers_idle(struct peers *p, int milliseconds);
+
 // Things that happen by themselves, to all living guests.
 void peers_guests_power_off(struct peers *p);
 void peers_applications_exit(struct peers *p, int exit_code);
+void peers_ask_for_suspend(struct peers *p);         // the applications do
 void peers_write(struct peers *p, const char *text); // the applications write a line
 void peers_kill_vmms(struct peers *p);               // all slots vanish, as after a reboot of the host
 void peers_kill_newest_vmm(struct peers *p);

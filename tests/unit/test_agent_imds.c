@@ -60,9 +60,9 @@ static void give(const char *key_id) {
 static int port(void) {
 	struct sockaddr_in at = {0};
 	socklen_t size = sizeof(at);
-	if (f->agent.imds.listener.fd < 0)
+	if (f->agent.imds.http.listener.fd < 0)
 		return 0;
-	assert_int_equal(getsockname(f->agent.imds.listener.fd, (struct sockaddr *)&at, &size), 0);
+	assert_int_equal(getsockname(f->agent.imds.http.listener.fd, (struct sockaddr *)&at, &size), 0);
 	return ntohs(at.sin_port);
 }
 
@@ -147,7 +147,7 @@ static void nothing_is_there_without_a_role(void **state) {
 	// They go with the clone, and when they are taken; connections end.
 	resume("clone", NULL);
 	assert_int_equal(port(), 0);
-	assert_int_equal(recv(fd, &(char){0}, 1, 0), 0);
+	assert_true(recv(fd, &(char){0}, 1, 0) <= 0); // or it was not even taken
 	close(fd);
 	assert_int_equal(connect_to(at), -1);
 	give("AKID2");
@@ -282,7 +282,7 @@ static void connections_are_kept_and_bounded(void **state) {
 		assert_int_equal(a.status, 400);
 	close(fd);
 	// More connections than there may be: the quietest go, new ones are answered.
-	int fds[IMDS_CONNECTIONS_MAX * 2];
+	int fds[LOCAL_HTTP_CONNECTIONS_MAX * 2];
 	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
 		assert_true((fds[i] = connect_to(port())) >= 0);
 	char token[128];

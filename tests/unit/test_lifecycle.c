@@ -706,6 +706,45 @@ static void test_deadlines(void **state) {
 	assert_non_null(strstr(get(old.id).state_reason, "maximum duration"));
 }
 
+// What the guest says keeps it awake, and counts from when it last was.
+static void test_busy(void **state) {
+	add_image("null");
+	peers_idle(peers, 0);
+	struct store_microvm r = run_with(&(struct policy){.idle_s = 1, .suspended_s = 100}),
+			     brief = run_with(&(struct policy){.idle_s = 1, .suspended_s = 0});
+	wait_state(r.id, "RUNNING");
+	usleep(2500000);
+	assert_string_equal(get(r.id).state, "RUNNING");
+	assert_string_equal(get(brief.id).state, "RUNNING");
+	// Half a second ago: half a second more.
+	peers_idle(peers, 500);
+	usleep(1000000);
+	peers_idle(peers, 100000);
+	uint64_t from = monotonic_ms();
+	wait_state(r.id, "SUSPENDED");
+	wait_state(brief.id, "TERMINATED");
+	assert_in_range(monotonic_ms() - from, 0, 1500);
+}
+
+// The application asks to be suspended, with and without an idle policy.
+static void test_suspend_from_inside(void **state) {
+	struct error e = {0};
+	add_image("null");
+	struct store_microvm plain = run_running(),
+			     idle = run_with(&(struct policy){.idle_s = 3600, .suspended_s = 100, .auto_resume = true});
+	wait_state(idle.id, "RUNNING");
+	usleep(600000); // until their events are followed
+	peers_ask_for_suspend(peers);
+	wait_state(plain.id, "SUSPENDED");
+	wait_state(idle.id, "SUSPENDED");
+	// Each time anew, and only then.
+	assert_int_equal(microvm_resume(&en, plain.id, &e), 0);
+	usleep(600000);
+	assert_string_equal(get(plain.id).state, "RUNNING");
+	peers_ask_for_suspend(peers);
+	wait_state(plain.id, "SUSPENDED");
+}
+
 #define DAY_NS (86400ll * 1000000000)
 
 // A wall clock that is set by a day, either way, shortens and lengthens nothing.
@@ -926,6 +965,8 @@ int main(void) {
 		cmocka_unit_test_setup_teardown(test_ends_by_itself, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_terminate_interrupts, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_deadlines, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_busy, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_suspend_from_inside, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_clock_is_set, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_many_at_once, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_adopt_running_and_suspended, set_up, tear_down),
