@@ -121,10 +121,15 @@ static void next_request(struct h1 *s, bool keep_upstream) {
 	connection_set_deadline(s->c, EDGE_KEEP_ALIVE_MS);
 }
 
+// The client has ended its side and may be gone. The end of a message says nothing of that kind: a client of HTTP/2 that leaves resets its stream.
+static bool may_have_left(const struct h1 *s) {
+	return s->c->eof && !s->c->framed;
+}
+
 static void active(struct h1 *s) {
 	microvm_route_active(s->route);
-	// A client that has ended its side, or whose request outlasts its response, is given up only when nothing moves any more.
-	if (s->c->eof || s->response == RESPONSE_DONE)
+	// A client that may have left, or whose request outlasts its response, is given up only when nothing moves any more.
+	if (may_have_left(s) || s->response == RESPONSE_DONE)
 		connection_set_deadline(s->c, EDGE_GONE_MS);
 }
 
@@ -400,9 +405,9 @@ static bool connect_step(struct h1 *s) {
 	}
 	if (s->upstream->phase != UPSTREAM_OPEN) {
 		// A client that is gone needs no connection; one that has only ended its side gets the time that connecting usually takes.
-		if (s->c->eof && !s->leaving)
+		if (may_have_left(s) && !s->leaving)
 			connection_set_deadline(s->c, HELD_GONE_MS);
-		s->leaving = s->c->eof;
+		s->leaving = may_have_left(s);
 		return false;
 	}
 	enum application_protocol protocol = s->gate.shell ? APPLICATION_SHELL : s->force_h2 ? APPLICATION_HTTP2 : APPLICATION_HTTP1;
@@ -786,7 +791,7 @@ static bool response_done(struct h1 *s) {
 }
 
 static bool exchange_step(struct h1 *s) {
-	if (s->c->eof && s->c->deadline_ms == 0)
+	if (may_have_left(s) && s->c->deadline_ms == 0)
 		connection_set_deadline(s->c, EDGE_GONE_MS);
 	bool moved = pump_request(s);
 	if (s->state != H1_EXCHANGE || s->c->phase != CONNECTION_OPEN)
@@ -880,7 +885,7 @@ static bool step(struct h1 *s) {
 	case H1_READ:
 		return read_head(s);
 	case H1_HELD:
-		if (s->c->eof && s->c->deadline_ms == 0)
+		if (may_have_left(s) && s->c->deadline_ms == 0)
 			connection_set_deadline(s->c, HELD_GONE_MS);
 		return false;
 	case H1_OPENED:

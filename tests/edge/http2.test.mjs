@@ -14,8 +14,8 @@ const sha256 = (data) => createHash('sha256').update(data).digest('hex')
 let edge, server, client, seen = 0, swallowed = 0
 
 const application = http.createServer((q, r) => {
-  seen++
   const url = q.url.split('?')[0]
+  if (url !== '/silent') seen++
   if (url === '/echo') q.pipe(r)
   else if (url === '/sum') {
     const hash = createHash('sha256')
@@ -33,7 +33,8 @@ const application = http.createServer((q, r) => {
   else if (url === '/hints') {
     r.writeEarlyHints({ link: '</style.css>; rel=preload' })
     r.end('hinted')
-  } else if (url === '/early') r.writeHead(413, { connection: 'close' }).end('too much')
+  } else if (url === '/silent') setTimeout(() => r.end('spoke at last'), 33_000)
+  else if (url === '/early') r.writeHead(413, { connection: 'close' }).end('too much')
   else if (url === '/events') {
     r.writeHead(200, { 'content-type': 'text/event-stream' })
     let n = 0
@@ -91,9 +92,13 @@ after(async () => {
   application.close()
 })
 
+// A request that is complete says nothing about its client: the application may take its time. Asked for by the first test, looked at by the last.
+let silent
 const get = (p, headers = {}, o) => ask(client, { ':path': p, 'x-aws-proxy-auth': edge.token(), ...headers }, o)
 
 test('who may not pass gets the service\'s answers', async () => {
+  const patient = edge.h2()
+  silent = ask(patient, { ':path': '/silent', 'x-aws-proxy-auth': edge.token() }).finally(() => patient.close())
   const before = seen
   const cases = [
     [{}, 403, 'Request missing authentication'],
@@ -213,6 +218,20 @@ test('requests to a microVM that sleeps are held, bodies included, and all answe
   assert.ok(Date.now() - started >= 300)
   all.forEach((r, i) => assert.deepEqual([r.status, String(r.body)], [200, sha256(`body ${i}`)]))
   sleeper.destroy()
+})
+
+test('a wake that takes seconds is waited for', async () => {
+  const slow = await start(server, { wakeMs: 3000 })
+  try {
+    const c = slow.h2(SUSPENDED)
+    const headers = { ':path': '/sum', 'x-aws-proxy-auth': slow.token(SUSPENDED) }
+    const answers = await Promise.all([ask(c, { ...headers, ':path': '/' }), ask(c, headers, { body: 'x' }), ask(c, headers, { write: (st) => setTimeout(() => st.end('x'), 1500) })])
+    assert.deepEqual(answers.map((a) => a.status), [200, 200, 200])
+    assert.deepEqual(answers.slice(1).map((a) => String(a.body)), [sha256('x'), sha256('x')])
+    c.close()
+  } finally {
+    await slow.stop()
+  }
 })
 
 test('a client that cancels lets go of the application', async () => {
@@ -432,4 +451,9 @@ test('what is only a TCP connection, or half a handshake, does no harm', async (
   await new Promise((r) => setTimeout(r, 100))
   assert.equal((await get('/')).status, 200)
   for (const s of sockets) s.destroy()
+})
+
+test('an application that is silent for more than half a minute is waited for', async () => {
+  const r = await silent
+  assert.deepEqual([r.status, String(r.body)], [200, 'spoke at last'])
 })
