@@ -10,7 +10,7 @@ STAGE := $(CURDIR)/$(BUILD)/stage
 STASIS := $(STAGE)/bin/stasis
 NINJA := ninja -C $(BUILD)
 
-.PHONY: all setup test-setup programs assets demo test check unit vm-test e2e fuzz lint format clean bench-restore bench-launch bench-footprint bench-api bench-edge torture
+.PHONY: all setup test-setup programs assets demo test check unit vm-test e2e fuzz lint format clean bench-restore bench-launch bench-footprint bench-api bench-edge torture soak
 
 all: setup programs assets
 
@@ -74,6 +74,10 @@ bench-api: test-setup programs
 # Kills and power cuts at random moments under load, for TORTURE_SECONDS (600) each, natively and in the machine. TORTURE_SEED repeats a run.
 torture: test-setup all
 	@tests/torture/run
+
+# Traffic of all protocols to SOAK_MICROVMS (30) for SOAK_SECONDS (600), with sleeps, suspends and kills.
+soak: test-setup all
+	@tests/soak/run
 
 clean:
 	rm -rf $(BUILD) build-*

@@ -162,13 +162,13 @@ def report(edge, nginx, direct_times):
         for connections in ("c1", "c64", "c1000"):
             name = "%s.%s" % (kind, connections)
             plain = "" if connections == "c64" else "." + connections
-            figure("edge.%s%s.rate.vs_nginx" % (kind, plain), round(edge.rate(name) / nginx.rate(name), 3), "ratio")
-            figure("edge.%s%s.cpu.vs_nginx" % (kind, plain), round(edge.cpu_rate(name) / nginx.cpu_rate(name), 3), "ratio")
-            figure("edge.%s%s.p99.vs_nginx" % (kind, plain), round(edge.time(name, 1) / nginx.time(name, 1), 3), "ratio")
-    figure("edge.bytes.vs_nginx", round(edge.rate("h1.bytes") / nginx.rate("h1.bytes"), 3), "ratio")
-    figure("edge.bytes.cpu.vs_nginx", round(edge.cpu_rate("h1.bytes") / nginx.cpu_rate("h1.bytes"), 3), "ratio")
-    figure("edge.h2.bytes.vs_nginx", round(edge.rate("h2.bytes") / nginx.rate("h2.bytes"), 3), "ratio")
-    figure("edge.h2.bytes.cpu.vs_nginx", round(edge.cpu_rate("h2.bytes") / nginx.cpu_rate("h2.bytes"), 3), "ratio")
+            figure("edge.%s%s.rate.vs_nginx" % (kind, plain), "%.3f" % (edge.rate(name) / nginx.rate(name)), "ratio")
+            figure("edge.%s%s.cpu.vs_nginx" % (kind, plain), "%.3f" % (edge.cpu_rate(name) / nginx.cpu_rate(name)), "ratio")
+            figure("edge.%s%s.p99.vs_nginx" % (kind, plain), "%.3f" % (edge.time(name, 1) / nginx.time(name, 1)), "ratio")
+    figure("edge.bytes.vs_nginx", "%.3f" % (edge.rate("h1.bytes") / nginx.rate("h1.bytes")), "ratio")
+    figure("edge.bytes.cpu.vs_nginx", "%.3f" % (edge.cpu_rate("h1.bytes") / nginx.cpu_rate("h1.bytes")), "ratio")
+    figure("edge.h2.bytes.vs_nginx", "%.3f" % (edge.rate("h2.bytes") / nginx.rate("h2.bytes")), "ratio")
+    figure("edge.h2.bytes.cpu.vs_nginx", "%.3f" % (edge.cpu_rate("h2.bytes") / nginx.cpu_rate("h2.bytes")), "ratio")
 
 
 def main():

@@ -1,6 +1,7 @@
 // A byte stream to an application; see upstream.h.
 #include "edge/upstream.h"
 
+#include "edge/tls.h"
 #include "edge/way.h"
 
 #include <stdio.h>
@@ -10,6 +11,7 @@
 
 #define STREAM_PORT 1025 // the agent's, docs/agent-protocol.md
 #define AGAIN_MS 5
+#define READS_AT_ONCE 4
 #define MOVING_MS 5000 // bytes that waited as the microVM was halted wake it when others had gone this short a time ago
 
 static void on_closed(uv_handle_t *handle) {
@@ -119,16 +121,20 @@ static void rewatch(struct upstream *u) {
 	wire_watch(u->wire, (readable ? UV_READABLE : 0) | (writable ? UV_WRITABLE : 0));
 }
 
-// Reads from `from` into `in`. As wire_read(); -ENOBUFS: there is no room for it now.
-static ssize_t read_some(struct upstream *u, struct wire *from) {
+// Reads from `from` into `in`. As wire_read(); -ENOBUFS: there is no room for it now. *ret_more: it was as much as was asked for.
+static ssize_t read_some(struct upstream *u, struct wire *from, bool *ret_more) {
+	*ret_more = false;
 	if (!buffer_want(&u->edge->buffers, &u->in, BUFFER_SMALL))
 		return -ENOBUFS;
 	if (buffer_room(&u->in) == 0)
 		buffer_compact(&u->in);
 	if (buffer_room(&u->in) == 0)
 		return -ENOBUFS;
-	ssize_t n = wire_read(from, u->in.data + u->in.end, buffer_room(&u->in));
+	// One TLS record's worth: what is left over would become a small record, and a write, of its own.
+	size_t room = buffer_used(&u->in) == 0 ? TLS_RECORD_MAX : buffer_room(&u->in);
+	ssize_t n = wire_read(from, u->in.data + u->in.end, room);
 	if (n > 0) {
+		*ret_more = (size_t)n == room;
 		u->in.end += (uint32_t)n;
 		u->filled = buffer_used(&u->in) == u->in.capacity;
 		answered(u);
@@ -138,22 +144,26 @@ static ssize_t read_some(struct upstream *u, struct wire *from) {
 	return n;
 }
 
-static void read_wire(struct upstream *u) {
+// True when there is probably more to read at once.
+static bool read_wire(struct upstream *u) {
+	bool more = false;
 	if (u->eof || u->rest != NULL)
-		return;
-	ssize_t n = read_some(u, u->wire);
+		return false;
+	ssize_t n = read_some(u, u->wire, &more);
 	if (n > 0 || n == -EAGAIN || n == -ENOBUFS)
-		return;
+		return more;
 	u->eof = true;
 	u->broken |= n < 0;
 	u->reset |= n < 0;
 	answered(u);
+	return false;
 }
 
 // The VMM before the sleep has ended or will never write again: what there is is all.
 static void read_rest(struct upstream *u) {
 	while (u->rest != NULL && has_room(u)) {
-		ssize_t n = read_some(u, u->rest);
+		bool more;
+		ssize_t n = read_some(u, u->rest, &more);
 		if (n == -ENOBUFS) {
 			poke(u, AGAIN_MS);
 			return;
@@ -271,9 +281,14 @@ static void on_ready(void *arg) {
 	}
 	u->full = false;
 	upstream_flush(u);
-	read_wire(u);
-	rewatch(u);
-	tell(u);
+	// While all of it is passed on at once, some more; then others get their turn.
+	for (int i = 0; i < READS_AT_ONCE; i++) {
+		bool more = read_wire(u);
+		rewatch(u);
+		tell(u);
+		if (!more || u->closed || u->wire == NULL || u->place == &u->way->greeting || buffer_used(&u->in) > 0)
+			return;
+	}
 }
 
 void upstream_begin(struct upstream *u) {
