@@ -45,8 +45,9 @@ int loop_watch(struct loop *l, struct source *s, uint32_t events) {
 void loop_close_source(struct loop *l, struct source *s) {
 	if (s->fd < 0)
 		return;
-	// close() takes a descriptor out of the set by itself as long as nobody holds a duplicate; nobody does.
 	if (s->events != 0) {
+		// close() takes a descriptor out of the set only once nobody holds a duplicate, and a child between fork and exec does.
+		epoll_ctl(l->epoll_fd, EPOLL_CTL_DEL, s->fd, NULL);
 		forget_fetched_events(l, s);
 		s->events = 0;
 	}

@@ -12,7 +12,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import WebSocket from 'ws'
-import { random } from '../torture/model.mjs'
+import { KILL_A_VMM, random, rss } from '../torture/model.mjs'
 
 const root = path.resolve(import.meta.dirname, '../..')
 process.env.STASIS_HOME ??= path.join(root, 'build/soak-home')
@@ -211,7 +211,7 @@ async function killSome(arn) {
   for (let next = Date.now() + KILL_EVERY_S * 1000; !over; await sleep(500)) {
     if (Date.now() < next) continue
     next += KILL_EVERY_S * 1000
-    const killed = await inside('for p in $(pgrep -x stasis-vmm | shuf); do [ $(awk "/VmRSS/{print \\$2}" /proc/$p/status) -gt 20000 ] && kill -9 $p && echo killed && break; done; true')
+    const killed = await inside(KILL_A_VMM)
     if (!killed.includes('killed')) continue
     kills++
     converse(await launch(arn)).catch((x) => violated(x.stack))
@@ -220,7 +220,7 @@ async function killSome(arn) {
 
 async function watchMemory() {
   while (!over) {
-    memory.push(Number((await inside('awk "/VmRSS/{print \\$2}" /proc/$(pgrep -x stasisd)/status')).trim()))
+    memory.push(Number((await inside(rss('$(pgrep -x stasisd)'))).trim()))
     for (const until = Date.now() + 10_000; Date.now() < until && !over; ) await sleep(500)
   }
 }

@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import * as api from '@aws-sdk/client-lambda-microvms'
-import { sleep } from './model.mjs'
+import { KILL_A_VMM, sleep } from './model.mjs'
 
 const root = path.resolve(import.meta.dirname, '../..')
 const stasis = process.env.STASIS ?? path.join(root, 'build/stage/bin/stasis')
@@ -81,7 +81,7 @@ export class Machine {
       const which = {
         kill: 'kill -9 $(pgrep -x stasisd)',
         launch: 'kill -9 $(ps -o ppid= -p $(pgrep -x stasisd))',
-        vmm: 'for p in $(pgrep -x stasis-vmm | shuf); do [ $(awk "/VmRSS/{print \\$2}" /proc/$p/status) -gt 20000 ] && kill -9 $p && break; done; true',
+        vmm: KILL_A_VMM,
       }
       await this.inside(which[kind])
       await sleep(200)

@@ -2,6 +2,11 @@
 import https from 'node:https'
 import * as api from '@aws-sdk/client-lambda-microvms'
 
+// Shell commands for where the engine is: SIGKILL for one VMM that holds a microVM (empty ones wait for the next launch), which says "killed"; and the
+// resident memory of a process in KiB.
+export const rss = (pid) => `sed -n "s/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p" /proc/${pid}/status`
+export const KILL_A_VMM = `for p in $(pgrep -x stasis-vmm | shuf); do [ "$(${rss('$p')})" -gt 20000 ] && kill -9 $p && echo killed && break; done; true`
+
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 
 // Small and repeatable: mulberry32.

@@ -9,12 +9,14 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -131,6 +133,38 @@ static void echo(void **state) {
 		assert_int_equal(recv(fd, text, 1, 0), 0);
 		close(fd);
 	}
+	server_stop(&s);
+	fixture_stop(f);
+}
+
+// As between fork and exec of a program that the agent starts.
+static void streams_end_while_a_child_holds_their_descriptors(void **state) {
+	struct fixture *f = fixture_start(NULL, "/");
+	struct server s;
+	char text[16];
+
+	server_start(&s, handle_echo);
+	int first = forward_to(f, s.port);
+	assert_int_equal(write_full(first, "hello", 5), 0);
+	read_exactly(first, text, 5);
+	pid_t child = fork();
+	if (child == 0) {
+		// Its copy of the test's own end would keep that open.
+		close(first);
+		pause();
+		_exit(0);
+	}
+	shutdown(first, SHUT_WR);
+	assert_int_equal(recv(first, text, 1, 0), 0);
+	close(first); // an event for the copy that the child has
+	for (int i = 0; i < 5; i++) {
+		int fd = forward_to(f, s.port);
+		shutdown(fd, SHUT_WR);
+		assert_int_equal(recv(fd, text, 1, 0), 0);
+		close(fd);
+	}
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
 	server_stop(&s);
 	fixture_stop(f);
 }
@@ -678,6 +712,7 @@ static void hooks_do_not_block(void **state) {
 int main(void) {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(echo),
+		cmocka_unit_test(streams_end_while_a_child_holds_their_descriptors),
 		cmocka_unit_test(line_in_pieces_and_early_data),
 		cmocka_unit_test(nobody_listens),
 		cmocka_unit_test(ipv6_only),
