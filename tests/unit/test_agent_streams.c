@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -116,6 +117,7 @@ static void handle_echo(struct server *s, int fd) {
 	while ((n = recv(fd, buffer, sizeof(buffer), 0)) > 0)
 		if (write_full(fd, buffer, (size_t)n) < 0)
 			return;
+	shutdown(fd, SHUT_WR); // closing would not say it while a child holds a copy
 }
 
 static void echo(void **state) {
@@ -149,6 +151,7 @@ static void streams_end_while_a_child_holds_their_descriptors(void **state) {
 	read_exactly(first, text, 5);
 	pid_t child = fork();
 	if (child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		// Its copy of the test's own end would keep that open.
 		close(first);
 		pause();
