@@ -1,5 +1,6 @@
-// What the application says about being busy: the image's variable up to the first NUL, then requests one after the other as they lie on a connection.
+// What the image says of itself to the agent, and what the application says about being busy: the variable's text (STASIS_BUSY, STASIS_TLS) up to the first NUL, then requests one after the other as they lie on a connection.
 #include "guest/busy.h"
+#include "guest/tls_ports.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 	size_t text = strlen(copy);
 	if (busy_parse(copy, &b.policy, &e) == 0 && b.policy.cpu_percent > 1600)
 		abort();
+	struct tls_ports ports;
+	if (tls_ports_parse(copy, &ports, &e) == 0)
+		for (size_t i = 0; i < ports.count; i++)
+			if (!tls_ports_have(&ports, ports.at[i]) || ports.at[i] == 0)
+				abort();
 	const char *at = copy + text;
 	size -= text;
 	if (size > 0)

@@ -27,6 +27,7 @@ void edge_let_go(struct edge *ed) {
 	token_cache_free(ed->tokens);
 	certificates_clear(&ed->certificates);
 	SSL_CTX_free(ed->tls);
+	SSL_CTX_free(ed->application_tls);
 	buffer_pool_clear(&ed->buffers);
 	shares_free(ed);
 	free(ed);
@@ -213,7 +214,8 @@ static int load(struct edge *ed, struct error *e) {
 	if (r < 0)
 		return r;
 	ed->tls = tls_context_new(ed->certificates.edge, ed->certificates.edge_key, e);
-	return ed->tls != NULL ? 0 : -EIO;
+	ed->application_tls = ed->tls == NULL ? NULL : tls_client_context_new(e);
+	return ed->application_tls != NULL ? 0 : -EIO;
 }
 
 static void close_handle(struct edge *ed, uv_handle_t *handle) {

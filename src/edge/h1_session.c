@@ -73,7 +73,7 @@ struct h1 {
 
 	// What the log says.
 	char method[16];
-	char why[96];
+	char why[112];
 	int status;
 	uint64_t bytes_in, bytes_out, started_ms, open_ms, held_ms;
 };
@@ -348,6 +348,8 @@ static void find_upstream(struct h1 *s, bool fresh) {
 	s->upstream = fresh || s->may_upgrade || s->force_h2 ? NULL : upstream_take(ed, s->route, s->gate.port, age, upstream_changed, s);
 	if (s->upstream == NULL)
 		s->upstream = upstream_connect(ed, s->route, s->gate.port, upstream_changed, s);
+	if (s->upstream != NULL && s->force_h2)
+		s->upstream->h2 = true;
 	if (s->upstream == NULL) {
 		bad_gateway(s, "out of memory");
 		return;
@@ -395,7 +397,7 @@ static void send_head(struct h1 *s) {
 
 static bool connect_step(struct h1 *s) {
 	if (s->upstream->phase == UPSTREAM_FAILED) {
-		char why[96];
+		char why[112];
 		snprintf(why, sizeof(why), "port %u: %s", s->gate.port, s->upstream->reason);
 		if (s->gate.shell && strcmp(s->upstream->reason, "EMFILE") == 0)
 			answer(s, 429, "Too many sessions");
@@ -549,7 +551,8 @@ static void begin_tunnel(struct h1 *s) {
 static void no_response(struct h1 *s) {
 	bool again = s->upstream->reused && s->head_size > 0 && s->idempotent && !s->retried && s->interims == 0;
 	if (!again) {
-		bad_gateway(s, "the application closed the connection without a response");
+		bool said = s->upstream->reason[0] != '\0';
+		bad_gateway(s, said ? s->upstream->reason : "the application closed the connection without a response");
 		return;
 	}
 	s->retried = true;
@@ -628,6 +631,13 @@ static void take_response_head(struct h1 *s, struct http_head *h, size_t size) {
 		s->response = s->response_body.done ? RESPONSE_DONE : RESPONSE_BODY;
 }
 
+// Why what came is no response: an application that speaks TLS says so to plain text with an alert (RFC 8446, section 5.1).
+static const char *why_no_head(const struct h1 *s, const char *usual) {
+	const struct buffer *in = application_in(&s->app);
+	bool alert = buffer_used(in) >= 2 && memcmp(buffer_bytes(in), "\x15\x03", 2) == 0;
+	return alert ? "the application speaks TLS at this port: its image can say so with STASIS_TLS" : usual;
+}
+
 static bool response_head(struct h1 *s) {
 	struct application *a = &s->app;
 	if (!drain(s))
@@ -638,7 +648,7 @@ static bool response_head(struct h1 *s) {
 		struct http_head *h = &edge_of(s)->head;
 		ssize_t n = http_parse_response(buffer_bytes(application_in(a)), used, s->to_head, h, NULL);
 		if (n < 0) {
-			bad_gateway(s, n == -E2BIG ? "the response's head is too long" : "malformed response");
+			bad_gateway(s, n == -E2BIG ? "the response's head is too long" : why_no_head(s, "malformed response"));
 			return true;
 		}
 		if (n > 0) {
@@ -650,7 +660,7 @@ static bool response_head(struct h1 *s) {
 	if (application_eof(a) && used == 0)
 		no_response(s);
 	else if (application_eof(a))
-		bad_gateway(s, "the application closed the connection within a response's head");
+		bad_gateway(s, why_no_head(s, "the application closed the connection within a response's head"));
 	else if (used > 0 && buffer_room(application_in(a)) == 0 && !application_grow_input(a))
 		bad_gateway(s, "the response's head is too long");
 	else

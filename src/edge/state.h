@@ -52,7 +52,7 @@ struct edge {
 	struct token_keys *keys;
 	struct token_cache *tokens;
 	struct certificates certificates;
-	SSL_CTX *tls;
+	SSL_CTX *tls, *application_tls;
 
 	struct client_list clients; // most recently idle last
 	size_t client_count;
@@ -68,6 +68,7 @@ struct edge {
 	struct http_head head;       // of the message that is being looked at; never kept across events
 	char scratch[HTTP_HEAD_MAX]; // within one function only
 	char read_buffer[EDGE_READ_SIZE];
+	char application_buffer[BUFFER_SMALL]; // what is read of an application that speaks TLS
 };
 
 static inline void edge_hold(struct edge *ed) {

@@ -58,6 +58,7 @@ static int bio_create(BIO *bio) {
 }
 
 static BIO_METHOD *bio_method;
+static pthread_once_t bio_method_once = PTHREAD_ONCE_INIT;
 
 static void make_bio_method(void) {
 	bio_method = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "edge");
@@ -82,8 +83,7 @@ static int select_protocol(SSL *ssl, const unsigned char **out, unsigned char *o
 }
 
 SSL_CTX *tls_context_new(X509 *certificate, EVP_PKEY *key, struct error *e) {
-	static pthread_once_t once = PTHREAD_ONCE_INIT;
-	pthread_once(&once, make_bio_method);
+	pthread_once(&bio_method_once, make_bio_method);
 	SSL_CTX *c = bio_method != NULL ? SSL_CTX_new(TLS_server_method()) : NULL;
 	if (c == NULL || SSL_CTX_set_min_proto_version(c, TLS1_2_VERSION) != 1 || SSL_CTX_use_certificate(c, certificate) != 1 ||
 	    SSL_CTX_use_PrivateKey(c, key) != 1) {
@@ -102,6 +102,22 @@ SSL_CTX *tls_context_new(X509 *certificate, EVP_PKEY *key, struct error *e) {
 	return c;
 }
 
+SSL_CTX *tls_client_context_new(struct error *e) {
+	pthread_once(&bio_method_once, make_bio_method);
+	SSL_CTX *c = bio_method != NULL ? SSL_CTX_new(TLS_client_method()) : NULL;
+	if (c == NULL || SSL_CTX_set_min_proto_version(c, TLS1_2_VERSION) != 1) {
+		SSL_CTX_free(c);
+		error_set(e, -EIO, "OpenSSL cannot set up TLS: %s", ERR_reason_error_string(ERR_peek_last_error()));
+		ERR_clear_error();
+		return NULL;
+	}
+	SSL_CTX_set_options(c, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION);
+	SSL_CTX_set_mode(c, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+	SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF);
+	SSL_CTX_set_verify(c, SSL_VERIFY_NONE, NULL);
+	return c;
+}
+
 int tls_start(struct tls *t, SSL_CTX *context, struct buffer_pool *pool) {
 	*t = (struct tls){.ssl = SSL_new(context), .pool = pool};
 	BIO *bio = t->ssl != NULL ? BIO_new(bio_method) : NULL;
@@ -114,6 +130,34 @@ int tls_start(struct tls *t, SSL_CTX *context, struct buffer_pool *pool) {
 	SSL_set_bio(t->ssl, bio, bio);
 	SSL_set_accept_state(t->ssl);
 	return 0;
+}
+
+int tls_start_client(struct tls *t, SSL_CTX *context, struct buffer_pool *pool, bool h2) {
+	static const unsigned char two[] = "\x02h2", one[] = "\x08http/1.1";
+	int r = tls_start(t, context, pool);
+	if (r < 0)
+		return r;
+	SSL_set_connect_state(t->ssl);
+	if (SSL_set_alpn_protos(t->ssl, h2 ? two : one, h2 ? sizeof(two) - 1 : sizeof(one) - 1) == 0 &&
+	    SSL_set_tlsext_host_name(t->ssl, "localhost") == 1)
+		return 0;
+	tls_clear(t);
+	return -ENOMEM;
+}
+
+int tls_greet(struct tls *t) {
+	ERR_clear_error();
+	int r = t->ready ? 1 : SSL_do_handshake(t->ssl);
+	if (r == 1) {
+		t->ready = true;
+		return 1;
+	}
+	int why = SSL_get_error(t->ssl, r);
+	if (why == SSL_ERROR_WANT_READ || why == SSL_ERROR_WANT_WRITE)
+		return 0;
+	log_debug("edge.application_tls", LOG_S("why", ERR_reason_error_string(ERR_peek_last_error())));
+	ERR_clear_error();
+	return -EPROTO;
 }
 
 void tls_clear(struct tls *t) {

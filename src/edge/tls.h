@@ -25,7 +25,15 @@ struct tls {
 // A context for servers: TLS 1.2 and 1.3, ALPN h2 and http/1.1. The caller frees it with SSL_CTX_free().
 SSL_CTX *tls_context_new(X509 *certificate, EVP_PKEY *key, struct error *e);
 
+// A context for clients of applications. Their certificates are not checked: the way to them does not leave the microVM, and what they
+// show is usually made by themselves.
+SSL_CTX *tls_client_context_new(struct error *e);
+
 int tls_start(struct tls *t, SSL_CTX *context, struct buffer_pool *pool);
+// The same as a client, which offers HTTP/2 or else HTTP/1.1.
+int tls_start_client(struct tls *t, SSL_CTX *context, struct buffer_pool *pool, bool h2);
+// Goes on with a client's handshake: 1 when it is done, 0 when something is to be sent or read first, or -EPROTO.
+int tls_greet(struct tls *t);
 void tls_clear(struct tls *t);
 
 // Hands in what came from the socket; it is used during the calls that follow. tls_keep() must be called before the bytes go away.

@@ -1,7 +1,7 @@
 // A byte stream to an application; see upstream.h.
 #include "edge/upstream.h"
 
-#include "edge/tls.h"
+#include "edge/secure.h"
 #include "edge/way.h"
 
 #include <stdio.h>
@@ -47,6 +47,10 @@ static void let_go(struct upstream *u) {
 	buffer_release(&u->edge->buffers, &u->out);
 	wire_close(u->rest);
 	u->rest = NULL;
+	if (u->tls != NULL)
+		tls_clear(u->tls);
+	free(u->tls);
+	u->tls = NULL;
 }
 
 static void close_now(struct upstream *u) {
@@ -132,9 +136,10 @@ static ssize_t read_some(struct upstream *u, struct wire *from, bool *ret_more) 
 		return -ENOBUFS;
 	// One TLS record's worth: what is left over would become a small record, and a write, of its own.
 	size_t room = buffer_used(&u->in) == 0 ? TLS_RECORD_MAX : buffer_room(&u->in);
-	ssize_t n = wire_read(from, u->in.data + u->in.end, room);
+	char *to = u->in.data + u->in.end;
+	ssize_t n = u->tls == NULL ? wire_read(from, to, room) : secure_read(u->tls, from, u->edge->application_buffer, to, room);
 	if (n > 0) {
-		*ret_more = (size_t)n == room;
+		*ret_more = (size_t)n == room || (u->tls != NULL && secure_has(u->tls));
 		u->in.end += (uint32_t)n;
 		u->filled = buffer_used(&u->in) == u->in.capacity;
 		answered(u);
@@ -142,6 +147,12 @@ static ssize_t read_some(struct upstream *u, struct wire *from, bool *ret_more) 
 		buffer_release(&u->edge->buffers, &u->in);
 	}
 	return n;
+}
+
+// The application gave no TLS, or no valid one.
+static void blame_tls(struct upstream *u) {
+	if (!u->tls->ready)
+		snprintf(u->reason, sizeof(u->reason), "no TLS handshake at port %u, which STASIS_TLS of the image names", u->port);
 }
 
 // True when there is probably more to read at once.
@@ -153,6 +164,8 @@ static bool read_wire(struct upstream *u) {
 	if (n > 0 || n == -EAGAIN || n == -ENOBUFS)
 		return more;
 	u->eof = true;
+	if (u->tls != NULL)
+		blame_tls(u);
 	u->broken |= n < 0;
 	u->reset |= n < 0;
 	answered(u);
@@ -173,6 +186,7 @@ static void read_rest(struct upstream *u) {
 		wire_close(u->rest);
 		u->rest = NULL;
 	}
+	u->eof |= u->tls != NULL && u->tls->ended;
 	if (u->rest == NULL && u->lost) {
 		u->eof = u->reset = true;
 		answered(u);
@@ -182,7 +196,7 @@ static void read_rest(struct upstream *u) {
 void upstream_update(struct upstream *u) {
 	if (u->closed || u->phase == UPSTREAM_FAILED)
 		return;
-	if (u->rest != NULL && has_room(u))
+	if (has_room(u) && (u->rest != NULL || (u->tls != NULL && secure_has(u->tls))))
 		poke(u, 0);
 	if (u->in.data != NULL && buffer_room(&u->in) == 0)
 		buffer_compact(&u->in);
@@ -191,6 +205,15 @@ void upstream_update(struct upstream *u) {
 
 // Connecting. -----------------------------------------------------------------------------------------------------------------
 
+static bool start_tls(struct upstream *u) {
+	u->tls = calloc(1, sizeof(*u->tls));
+	if (u->tls != NULL && tls_start_client(u->tls, u->edge->application_tls, &u->edge->buffers, u->h2) == 0)
+		return true;
+	free(u->tls);
+	u->tls = NULL;
+	return false;
+}
+
 static void greeted(struct upstream *u) {
 	u->attaching = false;
 	u->phase = UPSTREAM_OPEN;
@@ -198,6 +221,10 @@ static void greeted(struct upstream *u) {
 	way_put(u, &u->way->settled, false);
 	if (u->forsaken) {
 		close_now(u);
+		return;
+	}
+	if (u->secure && u->tls == NULL && !start_tls(u)) {
+		u->eof = u->reset = u->broken = true;
 		return;
 	}
 	if (u->ended)
@@ -263,6 +290,8 @@ static bool greet(struct upstream *u) {
 		}
 		if (u->answers == 0)
 			u->host_port = (uint32_t)strtoul(u->answer + 2, NULL, 10);
+		else
+			u->secure = strcmp(u->answer, "OK tls") == 0;
 		if (++u->answers == 2) {
 			greeted(u);
 			return true;
@@ -284,6 +313,8 @@ static void on_ready(void *arg) {
 	// While all of it is passed on at once, some more; then others get their turn.
 	for (int i = 0; i < READS_AT_ONCE; i++) {
 		bool more = read_wire(u);
+		if (u->tls != NULL)
+			upstream_flush(u); // what the handshake wants to say
 		rewatch(u);
 		tell(u);
 		if (!more || u->closed || u->wire == NULL || u->place == &u->way->greeting || buffer_used(&u->in) > 0)
@@ -332,6 +363,8 @@ static void on_again(uv_timer_t *timer) {
 		return;
 	}
 	read_rest(u);
+	if (u->tls != NULL && u->wire != NULL && u->place == &u->way->settled && has_room(u))
+		read_wire(u);
 	rewatch(u);
 	tell(u);
 }
@@ -367,6 +400,11 @@ struct upstream *upstream_connect(struct edge *ed, struct microvm_route *route, 
 
 // Writing. --------------------------------------------------------------------------------------------------------------------
 
+// Bytes on their way to the application, encrypted or not.
+static size_t waiting(const struct upstream *u) {
+	return buffer_used(&u->out) + (u->tls != NULL ? buffer_used(&u->tls->out) : 0);
+}
+
 static bool can_write(const struct upstream *u) {
 	return u->wire != NULL && u->place == &u->way->settled && way_is_awake(u->way);
 }
@@ -375,15 +413,19 @@ void upstream_flush(struct upstream *u) {
 	if (u->closed)
 		return;
 	if (!can_write(u) && !u->broken) {
-		if (u->phase == UPSTREAM_OPEN && buffer_used(&u->out) > u->held && !u->wants) {
+		if (u->phase == UPSTREAM_OPEN && waiting(u) > u->held && !u->wants) {
 			u->wants = true;
 			microvm_route_wake(u->way->route);
 		}
 		return;
 	}
 	bool wrote = false;
-	while (!u->broken && !u->full && buffer_used(&u->out) > 0) {
-		ssize_t n = wire_write(u->wire, buffer_bytes(&u->out), buffer_used(&u->out));
+	while (!u->broken && !u->full && (buffer_used(&u->out) > 0 || (u->tls != NULL && secure_waits(u->tls)))) {
+		size_t used = buffer_used(&u->out);
+		const char *bytes = used == 0 ? NULL : buffer_bytes(&u->out);
+		ssize_t n = u->tls == NULL ? wire_write(u->wire, bytes, used) : secure_write(u->tls, u->wire, bytes, used);
+		if (n == -EINPROGRESS)
+			break;
 		u->full = n == -EAGAIN;
 		u->broken = n < 0 && !u->full;
 		if (n > 0) {
@@ -400,6 +442,10 @@ void upstream_flush(struct upstream *u) {
 	if (u->broken)
 		buffer_release(&u->edge->buffers, &u->out);
 	if (u->ending && !u->ended && !u->broken && buffer_used(&u->out) == 0) {
+		if (u->tls != NULL && u->tls->ready) {
+			tls_end(u->tls);
+			(void)secure_write(u->tls, u->wire, NULL, 0);
+		}
 		u->ended = true;
 		wire_end(u->wire);
 	}
@@ -419,8 +465,9 @@ void upstream_halt(struct upstream *u) {
 		return;
 	}
 	// Bytes that wait for an application that takes none for long do not wake it; those of a transfer do.
-	u->held = (uint32_t)buffer_used(&u->out);
-	u->wants = u->held > 0 && uv_now(u->edge->engine->loop) - u->wrote_ms < MOVING_MS;
+	u->held = (uint32_t)waiting(u);
+	bool greets = u->tls != NULL && !u->tls->ready;
+	u->wants = u->held > 0 && (greets || uv_now(u->edge->engine->loop) - u->wrote_ms < MOVING_MS);
 	if (u->place == &u->way->greeting && u->wire == NULL) {
 		uv_timer_stop(&u->again);
 		requeue(u, false);
@@ -497,7 +544,7 @@ struct upstream *upstream_take(struct edge *ed, struct microvm_route *route, uin
 void upstream_keep(struct upstream *u) {
 	struct edge *ed = u->edge;
 	bool fine = u->phase == UPSTREAM_OPEN && !u->eof && !u->broken && !u->ending && can_write(u) && u->rest == NULL &&
-		    buffer_used(&u->in) == 0 && buffer_used(&u->out) == 0 && !ed->stopping;
+		    buffer_used(&u->in) == 0 && buffer_used(&u->out) == 0 && (u->tls == NULL || !secure_waits(u->tls)) && !ed->stopping;
 	if (!fine) {
 		upstream_close(u);
 		return;

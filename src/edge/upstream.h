@@ -40,7 +40,10 @@ struct upstream {
 	unsigned answers;   // lines of the greeting that came
 	char answer[64];    // the one that is coming
 	size_t answer_used;
-	char reason[80]; // why it failed
+	char reason[96]; // why it failed, or what was wrong with its TLS
+	struct tls *tls; // of an application that speaks TLS; NULL: it does not, or the stream is not open yet
+	bool secure;     // the agent says that it does
+	bool h2;         // … and is to be offered HTTP/2; set before it is open
 	struct buffer in, out;
 	bool eof;    // the application has ended its side
 	bool reset;  // … and not in order

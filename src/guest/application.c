@@ -163,7 +163,8 @@ static int write_bundle(struct application *a, const struct start_request *q, co
 				e);
 	if (config == NULL)
 		return -EINVAL;
-	if ((r = busy_parse(runtime_variable(config, BUSY_VARIABLE), &a->busy, e)) < 0)
+	if ((r = busy_parse(runtime_variable(config, BUSY_VARIABLE), &a->busy, e)) < 0 ||
+	    (r = tls_ports_parse(runtime_variable(config, TLS_VARIABLE), &a->tls, e)) < 0)
 		return r;
 	cleanup_free char *text = json_dumps(config, JSON_COMPACT);
 	if (text == NULL)

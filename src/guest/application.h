@@ -7,6 +7,7 @@
 #include "guest/job.h"
 #include "guest/output.h"
 #include "guest/request.h"
+#include "guest/tls_ports.h"
 #include "guest/users.h"
 
 #include <stdbool.h>
@@ -40,7 +41,8 @@ struct application {
 	void *exited_arg;
 
 	enum application_state state;
-	struct busy_policy busy; // of the image, once it was started
+	struct busy_policy busy; // of the image, once it was started; and so
+	struct tls_ports tls;
 	struct child crun, main;
 	int exit_code;
 	struct output output, error_output;

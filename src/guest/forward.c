@@ -178,7 +178,9 @@ static void connected(struct forward *f) {
 	f->open = true;
 	int on = 1;
 	setsockopt(f->app.source.fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-	if (send(f->host.source.fd, "OK\n", 3, MSG_NOSIGNAL | MSG_DONTWAIT) != 3) {
+	const char *answer = tls_ports_have(&f->all->tls, f->port) ? "OK tls\n" : "OK\n";
+	ssize_t size = (ssize_t)strlen(answer);
+	if (send(f->host.source.fd, answer, (size_t)size, MSG_NOSIGNAL | MSG_DONTWAIT) != size) {
 		abandon(f);
 		return;
 	}

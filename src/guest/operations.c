@@ -174,6 +174,7 @@ static void started(void *arg, const struct error *error) {
 		reply_error(o, error);
 		return;
 	}
+	a->forwards.tls = a->application.tls;
 	snprintf(cgroup, sizeof(cgroup), "%s" RUNTIME_CGROUP, a->options.application.cgroups);
 	if (busy_begin(&a->busy, &a->application.busy, cgroup, &e) < 0)
 		reply_error(o, &e);

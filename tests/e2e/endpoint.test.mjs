@@ -1,7 +1,11 @@
 // The endpoint: who gets in, what is answered when not, and that bytes pass unharmed both ways.
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import https from 'node:https'
+import os from 'node:os'
+import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { api, build, call, cli, engine, removeImage, token, waitState } from './engine.mjs'
 
@@ -53,15 +57,31 @@ def credentials():
 import threading
 other = http.server.ThreadingHTTPServer(('127.0.0.1', 9000), H)
 threading.Thread(target=other.serve_forever, daemon=True).start()
+import ssl
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain('certificate.pem', 'key.pem')
+secure = http.server.ThreadingHTTPServer(('127.0.0.1', 9443), H)
+secure.socket = context.wrap_socket(secure.socket, server_side=True)
+threading.Thread(target=secure.serve_forever, daemon=True).start()
 http.server.ThreadingHTTPServer(('127.0.0.1', 8080), H).serve_forever()
 `
 let image, m, n
 
+function certificate() {
+  const folder = mkdtempSync(path.join(os.tmpdir(), 'e2e-endpoint-'))
+  const at = (name) => path.join(folder, name)
+  execFileSync('openssl', ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', '/CN=application', '-keyout', at('key.pem'), '-out', at('certificate.pem')], { stdio: 'ignore' })
+  const both = Object.fromEntries(['key.pem', 'certificate.pem'].map((name) => [name, readFileSync(at(name), 'utf8')]))
+  rmSync(folder, { recursive: true })
+  return both
+}
+
 before(async () => {
   const { client } = await engine()
   image = await build('e2e-endpoint', {
-    Dockerfile: 'FROM stasis/python\nWORKDIR /app\nCOPY server.py .\nCMD ["python3", "server.py"]\n',
+    Dockerfile: 'FROM stasis/python\nWORKDIR /app\nCOPY . .\nENV STASIS_TLS=9443\nCMD ["python3", "server.py"]\n',
     'server.py': server,
+    ...certificate(),
   })
   assert.equal(image.image.state, 'CREATED', image.reason)
   m = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn, executionRoleArn: 'arn:aws:iam::000000000000:role/worker' }))
@@ -123,6 +143,25 @@ test('bodies pass unharmed: lengths, chunks, large ones both ways', async () => 
   }
   const big = await call(m, '/big', { auth })
   assert.equal(createHash('sha256').update(big.body).digest('hex'), createHash('sha256').update('0123456789abcdef'.repeat(1 << 18)).digest('hex'))
+})
+
+test('an application that speaks TLS at a port that its image names, before and after a sleep', async () => {
+  const { client } = await engine()
+  const auth = await token(m.microvmId)
+  const agent = new https.Agent({ keepAlive: true, maxSockets: 1 })
+  for (const asleep of [false, true]) {
+    if (asleep) {
+      await client.send(new api.SuspendMicrovmCommand({ microvmIdentifier: m.microvmId }))
+      await waitState(m.microvmId, 'SUSPENDED')
+      await client.send(new api.ResumeMicrovmCommand({ microvmIdentifier: m.microvmId }))
+    }
+    const r = await call(m, '/secret?a=1', { auth, port: 9443, agent })
+    assert.equal(r.status, 200)
+    assert.equal(JSON.parse(String(r.body)).path, '/secret?a=1')
+    const body = randomBytes(300_000)
+    assert.equal(String((await call(m, '/', { auth, port: 9443, agent, method: 'POST', body })).body), createHash('sha256').update(body).digest('hex'))
+  }
+  agent.destroy()
 })
 
 test('HEAD, keep-alive, streaming as it comes', async () => {

@@ -1,5 +1,6 @@
 // Starts the real edge as a program of its own (tests/unit/test_edge_host.c), in front of servers of the test on this host.
 import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import http2 from 'node:http2'
 import os from 'node:os'
@@ -15,16 +16,18 @@ const endpoint = (n) => `00000000-0000-4000-8000-00000000000${n}`
 export const RUNNING = endpoint(1), SUSPENDED = endpoint(2), ASLEEP = endpoint(3), FAILED = endpoint(5)
 
 // `port`: of the server that guest port 8080 leads to; other ports lead to themselves. MicroVMs have two processors. `configuration`: of the engine.
-export async function start(port, { wakeMs = 300, configuration = {} } = {}) {
+// `tls`: guest ports where the application speaks TLS.
+export async function start(port, { wakeMs = 300, configuration = {}, tls: secure = [] } = {}) {
   const program = candidates.filter(Boolean).map((p) => path.resolve(root, p)).find(existsSync)
   if (!program) throw new Error('test_edge_host is not built: ninja -C build tests/unit/test_edge_host')
   const folder = mkdtempSync(path.join(os.tmpdir(), 'edge-test-'))
-  const child = spawn(program, [folder, '0', String(port), String(wakeMs), JSON.stringify(configuration)], { stdio: ['ignore', 'pipe', 'pipe'] })
+  const child = spawn(program, [folder, '0', String(port), String(wakeMs), JSON.stringify(configuration)], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, EDGE_HOST_TLS: secure.join(',') } })
   let log = ''
   child.stderr.on('data', (d) => (log = (log + d).slice(-1_000_000)))
   const ended = new Promise((resolve) => child.on('exit', (code, signal) => resolve(code ?? signal)))
+  const lines = createInterface(child.stdout)
   const line = await new Promise((resolve, reject) => {
-    createInterface(child.stdout).once('line', resolve)
+    lines.once('line', resolve)
     ended.then((code) => reject(new Error(`test_edge_host ended with ${code}: ${log}`)))
   })
   const at = Number(line)
@@ -44,6 +47,12 @@ export async function start(port, { wakeMs = 300, configuration = {} } = {}) {
         s.once('error', reject)
       }),
     h2: (e = RUNNING, o = {}) => http2.connect(`https://${name(e)}:${at}`, { ca, lookup: (h, opts, f) => f(null, opts.all ? [{ address: '127.0.0.1', family: 4 }] : '127.0.0.1', 4), ...o }),
+    // All microVMs; they wake again when the edge asks for it.
+    sleep() {
+      const asleep = once(lines, 'line')
+      child.kill('SIGUSR1')
+      return asleep
+    },
     // Every handle must be closed and every route given back: otherwise the edge does not end, or says so.
     async stop() {
       child.kill('SIGTERM')

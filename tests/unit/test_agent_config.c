@@ -1,8 +1,9 @@
-// USER resolution, the image's configuration, and the runtime configuration that is made from them.
+// USER resolution, the image's configuration, and the runtime configuration that is made from them. What the image says of TLS.
 #include "base/hex.h"
 #include "base/io.h"
 #include "guest/rootfs.h"
 #include "guest/runtime_config.h"
+#include "guest/tls_ports.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -337,11 +338,44 @@ static void hexadecimal(void **state) {
 	assert_int_equal(hex_decode("0011223344", 10, bytes, 4), -EMSGSIZE);
 }
 
+static void tls_ports(void **state) {
+	static const struct {
+		const char *text;
+		size_t count;
+		uint16_t last;
+	} good[] = {
+		{NULL, 0, 0},
+		{"", 0, 0},
+		{" ,\t", 0, 0},
+		{"8443", 1, 8443},
+		{"1,65535", 2, 65535},
+		{" 8443, 9443\t00443 ", 3, 443},
+		{"1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16", 16, 16},
+	};
+	static const char *const bad[] = {
+		"0", "65536", "-1", "+1", "0x50", "99999999999999999999", "80;81", "https", "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17"};
+	struct tls_ports p;
+	struct error e = {0};
+	for (size_t i = 0; i < sizeof(good) / sizeof(*good); i++) {
+		assert_int_equal(tls_ports_parse(good[i].text, &p, &e), 0);
+		assert_int_equal(p.count, good[i].count);
+		assert_true(p.count == 0 || tls_ports_have(&p, good[i].last));
+		assert_false(tls_ports_have(&p, 444));
+	}
+	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+		e = (struct error){0};
+		if (tls_ports_parse(bad[i], &p, &e) >= 0)
+			fail_msg("%s was taken", bad[i]);
+		assert_string_equal(e.name, "IMAGE_CONFIG_INVALID");
+		assert_non_null(strstr(e.message, TLS_VARIABLE));
+	}
+}
+
 int main(void) {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(users),           cmocka_unit_test(many_groups),  cmocka_unit_test(image_configs),
 		cmocka_unit_test(root_by_default), cmocka_unit_test(another_user), cmocka_unit_test(all_capabilities),
-		cmocka_unit_test(hostile_root),    cmocka_unit_test(hexadecimal),
+		cmocka_unit_test(hostile_root),    cmocka_unit_test(hexadecimal),  cmocka_unit_test(tls_ports),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -265,6 +265,7 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct stream streams[STREAMS_MAX];
 static unsigned next_port = 1u << 30;
 static bool asleep;
+uint16_t double_tls[8];
 
 static struct stream *stream_new(int fd) {
 	struct stream *s = streams;
@@ -475,6 +476,13 @@ static void serve_session(struct stream *s) {
 		close(agent);
 }
 
+static bool speaks_tls(unsigned port) {
+	size_t i = 0;
+	while (i < sizeof(double_tls) / sizeof(double_tls[0]) && double_tls[i] != port)
+		i++;
+	return i < sizeof(double_tls) / sizeof(double_tls[0]);
+}
+
 static void *serve_stream(void *arg) {
 	int fd = (int)(intptr_t)arg;
 	char line[64];
@@ -497,7 +505,8 @@ static void *serve_stream(void *arg) {
 		if (tcp < 0) {
 			write_full(fd, "ERR ECONNREFUSED\n", 17);
 		} else {
-			write_full(fd, "OK\n", 3);
+			const char *answer = speaks_tls(port) ? "OK tls\n" : "OK\n";
+			write_full(fd, answer, strlen(answer));
 			serve_tcp(s, tcp);
 		}
 	}

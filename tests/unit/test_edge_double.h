@@ -21,6 +21,8 @@ extern _Atomic unsigned double_held;    // calls not answered yet, and routes no
 extern _Atomic unsigned double_active;  // microvm_route_active()
 extern _Atomic unsigned double_streams; // connections to the vsock socket so far
 
+extern uint16_t double_tls[8]; // ports where the application speaks TLS
+
 // The id of the microVM behind an endpoint.
 const char *double_id(const char *endpoint);
 

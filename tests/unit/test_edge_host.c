@@ -5,7 +5,8 @@
 //
 // Prints the port that it listens on (of interest when that was 0). The folder gets keys and certificates, and a file `token` with a token for all ports of each endpoint of test_edge_double.h
 // (`<endpoint> <token>` a line), and one for the first one's shell. With STASIS_AGENT_STREAMS in the environment, sessions lead to the guest agent
-// whose streams' socket that is. SIGTERM and SIGINT end it.
+// whose streams' socket that is; EDGE_HOST_TLS names guest ports where TLS is spoken, with commas. SIGUSR1 sends the microVMs to sleep, and a line
+// `asleep` says that they are. SIGTERM and SIGINT end it.
 #include "base/io.h"
 #include "base/log.h"
 #include "edge/edge.h"
@@ -14,6 +15,7 @@
 
 #include "base/clock.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,12 +53,38 @@ static int write_tokens(const struct engine *en) {
 	return write_file_durably(path, text, at, 0600, NULL);
 }
 
+static void *sleep_when_told(void *en) {
+	sigset_t set;
+	int number;
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	while (sigwait(&set, &number) == 0) {
+		double_sleep(en);
+		printf("asleep\n");
+		fflush(stdout);
+	}
+	return NULL;
+}
+
+static void read_tls_ports(void) {
+	const char *at = getenv("EDGE_HOST_TLS");
+	for (size_t i = 0; at != NULL && *at != '\0' && i < sizeof(double_tls) / sizeof(double_tls[0]); i++) {
+		char *end;
+		double_tls[i] = (uint16_t)strtoul(at, &end, 10);
+		at = *end == ',' ? end + 1 : "";
+	}
+}
+
 int main(int argc, char **argv) {
 	if (argc < 4) {
 		fprintf(stderr, "usage: test_edge_host <folder> <port> <server's port> [<wake ms> [<configuration>]]\n");
 		return 2;
 	}
 	signal(SIGPIPE, SIG_IGN);
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	pthread_sigmask(SIG_BLOCK, &set, NULL); // of all threads, for the one that waits for it
 	static struct engine en;
 	struct error e = {0};
 	if (config_parse(argc > 5 ? argv[5] : "{}", argc > 5 ? strlen(argv[5]) : 2, "configuration", &en.config, &e) < 0) {
@@ -70,6 +98,7 @@ int main(int argc, char **argv) {
 	// What the log costs is not what is measured.
 	if (getenv("EDGE_HOST_QUIET") != NULL)
 		log_set_level(LOG_LEVEL_WARN);
+	read_tls_ports();
 	en.loop = uv_default_loop();
 	bool own = argv[3][0] != '/'; // a vsock socket of our own
 	if (!own)
@@ -86,6 +115,10 @@ int main(int argc, char **argv) {
 	}
 	printf("%d\n", edge_port(&en));
 	fflush(stdout);
+	pthread_t sleeper;
+	if (pthread_create(&sleeper, NULL, sleep_when_told, &en) != 0)
+		return 1;
+	pthread_detach(sleeper);
 	uv_run(en.loop, UV_RUN_DEFAULT);
 	return uv_loop_close(en.loop) == 0 ? 0 : 3; // nothing may be left open
 }
