@@ -42,7 +42,7 @@ struct session {
 	size_t early_at, early_size;
 	char *request;
 	size_t request_size;
-	bool begun, terminal, resized;
+	bool begun, terminal, had_terminal, resized;
 	bool host_ended; // nobody is there any more
 	bool main_known; // the program's process id is, or was, known
 	bool drained[2]; // nothing lies in that output now
@@ -270,6 +270,7 @@ static void take_terminal(struct session *s, int fd) {
 		return;
 	}
 	fcntl(fd, F_SETFL, O_NONBLOCK);
+	s->had_terminal = true;
 	s->output[0].fd = fd;
 	s->input.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (s->resized)
@@ -403,9 +404,9 @@ static void resize(struct session *s, const uint8_t *data, size_t size) {
 		ioctl(s->input.fd, TIOCSWINSZ, &s->size);
 }
 
-// Input that came before the program has its terminal waits; with pipes there is always one, until the program closes it.
+// Input that came before the program has its terminal, which may be reported after the program's number, waits; with pipes there is always one, until the program closes it.
 static bool input_can_come(const struct session *s) {
-	return s->terminal && !s->main_known && processes_left(s);
+	return s->terminal && !s->had_terminal && s->report.fd >= 0;
 }
 
 // Hands the frame's bytes to the program. False: the rest must wait.

@@ -6,6 +6,7 @@ import http2 from 'node:http2'
 import https from 'node:https'
 import { after, before, test } from 'node:test'
 import grpc from '@grpc/grpc-js'
+import { examples } from '../docs.mjs'
 import { RUNNING, SUSPENDED, ask, listen, start, until } from './host.mjs'
 
 const sha256 = (data) => createHash('sha256').update(data).digest('hex')
@@ -195,4 +196,18 @@ test('an application that speaks HTTP/1.1 only: 502', async () => {
   client.destroy()
   app.closeAllConnections()
   app.close()
+})
+
+test('the example of docs/endpoint.md', async () => {
+  const example = examples('endpoint.md').find((b) => b.startsWith('const client = new Client('))
+  class Named extends Client {
+    constructor(name, credentials) {
+      super(`127.0.0.1:${edge.port}`, credentials, { 'grpc.ssl_target_name_override': name.split(':')[0], 'grpc.default_authority': name })
+    }
+  }
+  const m = new grpc.Metadata()
+  const run = new Function('Client', 'grpc', 'ca', 'token', 'metadata', `${example.replace('<endpoint>', edge.authority())}\nreturn client`)
+  const client = run(Named, grpc, edge.ca, edge.token(), m)
+  assert.equal(String((await unary(client, Buffer.from('hello'), m)).reply), 'hello')
+  client.close()
 })

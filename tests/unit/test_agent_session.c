@@ -297,6 +297,25 @@ static void gives_a_terminal(void **state) {
 	wait_until_quiet();
 }
 
+// What is typed ahead, before the program is there, reaches it.
+static void takes_what_is_typed_early(void **state) {
+	if (!container_usable)
+		skip();
+	for (int i = 0; i < 20; i++) {
+		int fd = begin("{\"op\":\"exec\",\"args\":[\"/app\",\"terminal\"],\"terminal\":true}");
+		send_frame(fd, GUEST_SESSION_INPUT, "early\rexit 42\r", 14);
+		struct answer a = receive_all(fd);
+		assert_non_null(strstr(a.output, "line=early\r\n"));
+		assert_int_equal(a.exit_code, 42);
+		forget(&a);
+		// Nobody will ever read it.
+		fd = begin("{\"op\":\"exec\",\"args\":[\"/no/such/program\"],\"terminal\":true}");
+		send_frame(fd, GUEST_SESSION_INPUT, "early\r", 6);
+		expect_failure(fd, "NOT_FOUND", "/no/such/program");
+	}
+	wait_until_quiet();
+}
+
 static void gives_a_shell(void **state) {
 	struct answer a = {0};
 	char path[128], app[128];
@@ -584,11 +603,17 @@ static void tells_that_nothing_runs(void **state) {
 
 int main(int argc, char **argv) {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(runs_programs),         cmocka_unit_test(carries_bytes_both_ways),
-		cmocka_unit_test(gives_a_terminal),      cmocka_unit_test(gives_a_shell),
-		cmocka_unit_test(ends_with_the_program), cmocka_unit_test(lets_go_when_the_host_leaves),
-		cmocka_unit_test(survives_freezing),     cmocka_unit_test(refuses_bad_requests),
-		cmocka_unit_test(copies_files),          cmocka_unit_test(tells_that_nothing_runs),
+		cmocka_unit_test(runs_programs),
+		cmocka_unit_test(carries_bytes_both_ways),
+		cmocka_unit_test(gives_a_terminal),
+		cmocka_unit_test(gives_a_shell),
+		cmocka_unit_test(ends_with_the_program),
+		cmocka_unit_test(lets_go_when_the_host_leaves),
+		cmocka_unit_test(survives_freezing),
+		cmocka_unit_test(refuses_bad_requests),
+		cmocka_unit_test(copies_files),
+		cmocka_unit_test(takes_what_is_typed_early),
+		cmocka_unit_test(tells_that_nothing_runs),
 	};
 	if (argc != 2)
 		return 2;
