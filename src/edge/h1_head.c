@@ -292,7 +292,7 @@ static const char *reason_of(int status) {
 	}
 }
 
-void h1_make_answer(struct h1_answer *a, const char *text, int64_t now_s) {
+void h1_make_answer(struct h1_answer *a, int status, const char *text, int64_t now_s) {
 	time_t t = (time_t)now_s;
 	struct tm tm;
 	gmtime_r(&t, &tm);
@@ -303,12 +303,15 @@ void h1_make_answer(struct h1_answer *a, const char *text, int64_t now_s) {
 	if (text[0] != '\0')
 		a->headers[a->count++] = (struct http_header){SLICE("content-type"), SLICE("text/plain")};
 	a->headers[a->count++] = (struct http_header){SLICE("content-length"), {a->length, (size_t)length}};
+	// Shares are of a second (RFC 6585, section 4).
+	if (status == 429)
+		a->headers[a->count++] = (struct http_header){SLICE("retry-after"), SLICE("1")};
 }
 
 void h1_write_answer(struct writer *w, int status, const char *text, bool to_head, bool keep, int64_t now_s) {
 	char line[64];
 	struct h1_answer a;
-	h1_make_answer(&a, text, now_s);
+	h1_make_answer(&a, status, text, now_s);
 	snprintf(line, sizeof(line), "HTTP/1.1 %d %s\r\n", status, reason_of(status));
 	put(w, line);
 	for (size_t i = 0; i < a.count; i++)

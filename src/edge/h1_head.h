@@ -46,13 +46,13 @@ void h1_write_response(struct writer *w, const struct http_head *h, enum h1_fram
 void h1_write_interim(struct writer *w, const struct http_head *h, bool offered);
 
 // An answer of the edge's own. An empty text gives an empty body.
-#define H1_ANSWER_HEADERS 3
+#define H1_ANSWER_HEADERS 4
 struct h1_answer {
 	char date[40], length[24];
 	struct http_header headers[H1_ANSWER_HEADERS];
 	size_t count;
 };
-void h1_make_answer(struct h1_answer *a, const char *text, int64_t now_s);
+void h1_make_answer(struct h1_answer *a, int status, const char *text, int64_t now_s);
 void h1_write_answer(struct writer *w, int status, const char *text, bool to_head, bool keep, int64_t now_s);
 
 // The trailer section without what may not be in it (framing, routing, authentication), and its empty line.

@@ -149,7 +149,7 @@ static bool put_answer(struct h1 *s, int status, const char *text) {
 	int64_t now_s = (int64_t)(realtime_ms() / 1000);
 	if (s->c->framed) {
 		struct h1_answer a;
-		h1_make_answer(&a, text, now_s);
+		h1_make_answer(&a, status, text, now_s);
 		bool ends = s->to_head || text[0] == '\0';
 		const struct transport_ops *t = s->c->transport;
 		return t->head(s->c, status, a.headers, a.count, ends) &&

@@ -365,7 +365,7 @@ bool h2_stream_sweep(struct h2_stream *st, uint64_t now_ms) {
 // An answer of our own to a head that is not worth a session.
 static void refuse(struct h2_stream *st, int status, const char *text) {
 	struct h1_answer a;
-	h1_make_answer(&a, text, (int64_t)(realtime_ms() / 1000));
+	h1_make_answer(&a, status, text, (int64_t)(realtime_ms() / 1000));
 	if (put_head(&st->base, status, a.headers, a.count, false) && put_content(&st->base, text, strlen(text)) == strlen(text))
 		put_end(&st->base, NULL, 0);
 	log_info("edge.request", LOG_S("microvmId", ""), LOG_S("method", "-"), LOG_U("status", status));

@@ -28,7 +28,7 @@ const get = (edge, path, { e = RUNNING, body, agent } = {}) =>
     const q = https.request({ host: '127.0.0.1', port: edge.port, ca: edge.ca, servername: edge.name(e), path, method: body ? 'POST' : 'GET', agent: agent ?? false,
       headers: { host: edge.authority(e), 'x-aws-proxy-auth': edge.token(e) } }, (r) => {
       const chunks = []
-      r.on('data', (d) => chunks.push(d)).on('end', () => resolve({ status: r.statusCode, body: Buffer.concat(chunks) })).on('error', reject)
+      r.on('data', (d) => chunks.push(d)).on('end', () => resolve({ status: r.statusCode, headers: r.headers, body: Buffer.concat(chunks) })).on('error', reject)
     })
     q.on('error', reject)
     q.end(body)
@@ -50,7 +50,9 @@ test('connections: as many requests and tunnels at once as the size allows, what
     const refused = await get(edge, '/')
     assert.equal(refused.status, 429)
     assert.equal(refused.body.toString(), 'Too many connections')
-    assert.equal((await ask(client, { ':path': '/', 'x-aws-proxy-auth': edge.token() })).status, 429)
+    assert.equal(refused.headers['retry-after'], '1')
+    const also = await ask(client, { ':path': '/', 'x-aws-proxy-auth': edge.token() })
+    assert.deepEqual([also.status, also.headers['retry-after']], [429, '1'])
     // Another microVM has its own share; without a token there is nothing to learn.
     assert.equal((await get(edge, '/', { e: SUSPENDED })).status, 200)
     release()
