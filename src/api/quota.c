@@ -5,6 +5,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/io.h"
+#include "microvms/room.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -27,7 +28,7 @@ struct bucket {
 struct quotas {
 	json_t *document; // the configuration's object
 	bool limits;      // it says anything
-	pthread_mutex_t accounts[LOCKS], host;
+	pthread_mutex_t accounts[LOCKS];
 	pthread_mutex_t lock; // of the buckets
 	// One for each account and operation that has called: both are few, and no stranger makes more.
 	struct bucket *buckets[BUCKETS];
@@ -100,7 +101,6 @@ int quotas_start(struct engine *en, struct error *e) {
 	q->limits = json_object_size(q->document) > 0;
 	for (size_t i = 0; i < LOCKS; i++)
 		pthread_mutex_init(&q->accounts[i], NULL);
-	pthread_mutex_init(&q->host, NULL);
 	pthread_mutex_init(&q->lock, NULL);
 	en->quotas = q;
 	return 0;
@@ -177,9 +177,9 @@ bool quota_rate(struct call *c) {
 void quota_release(struct quota_hold *h) {
 	if (h->account != NULL)
 		pthread_mutex_unlock(h->account);
-	if (h->host != NULL)
-		pthread_mutex_unlock(h->host);
-	*h = (struct quota_hold){NULL, NULL};
+	if (h->host)
+		room_unlock();
+	*h = (struct quota_hold){NULL, false};
 }
 
 static void hold_account(struct call *c, struct quota_hold *hold) {
@@ -230,39 +230,16 @@ bool quota_admit_version(struct call *c, const char *image_uuid, struct quota_ho
 	return admit_build(c, image_uuid, hold);
 }
 
-// MemAvailable of /proc/meminfo in MiB; INT64_MAX when it cannot be read.
-static int64_t available_mib(void) {
-	cleanup_file FILE *f = fopen("/proc/meminfo", "re");
-	char line[128];
-	long long kib;
-	while (f != NULL && fgets(line, sizeof(line), f) != NULL)
-		if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1)
-			return kib >> 10;
-	return INT64_MAX;
-}
-
-static bool no_room(struct call *c, struct quota_hold *hold) {
-	quota_release(hold);
-	call_fail(c, 500, "InsufficientCapacityException", "The host has not enough memory for another MicroVM. Try again later.");
-	return false;
-}
-
 static bool admit_by_host(struct call *c, int64_t memory_mib, struct quota_hold *hold) {
-	const struct config *f = &c->en->config;
-	int64_t awake = 0;
 	struct error e = {0};
-	if (f->host_reserve_mib > 0 && available_mib() < f->host_reserve_mib)
-		return no_room(c, hold);
-	if (f->host_memory_mib == 0)
+	int r = room_lock(c->en, memory_mib, &e);
+	if (r >= 0) {
+		hold->host = r == 1;
 		return true;
-	hold->host = &c->en->quotas->host;
-	pthread_mutex_lock(hold->host);
-	if (store_get_awake(c->en->store, &awake, &e) < 0) {
-		quota_release(hold);
-		call_fail_with(c, &e);
-		return false;
 	}
-	return awake + memory_mib <= f->host_memory_mib || no_room(c, hold);
+	quota_release(hold);
+	call_fail_with(c, &e);
+	return false;
 }
 
 bool quota_admit_microvm(struct call *c, int64_t memory_mib, struct quota_hold *hold) {

@@ -21,7 +21,8 @@ int quotas_start(struct engine *en, struct error *e);
 bool quota_rate(struct call *c);
 
 struct quota_hold {
-	void *account, *host; // what is locked; NULL: nothing
+	void *account; // what is locked; NULL: nothing
+	bool host;     // room_unlock() is to be called
 };
 void quota_release(struct quota_hold *h);
 #define cleanup_quota_hold __attribute__((cleanup(quota_release))) struct quota_hold

@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "microvms/room.h"
 
 #include <dirent.h>
 #include <stdio.h>
@@ -96,6 +97,10 @@ static void back_to_sleep(struct microvm *m, bool thawed, const struct error *ca
 	microvm_abort(m, reason);
 }
 
+static int record(void *m, struct error *e) {
+	return microvm_go_running(m, IN(STATE_SUSPENDED), e);
+}
+
 int microvm_resume_now(struct microvm *m, struct error *e) {
 	enum microvm_state state = microvm_state_now(m);
 	if (state == STATE_RUNNING)
@@ -107,17 +112,19 @@ int microvm_resume_now(struct microvm *m, struct error *e) {
 	struct agent a = {.fd = -1};
 	bool thawed = false;
 	stages_begin(&stages, m->record.id, "resume");
-	int r = start_vmm(m, &stages, e);
-	if (r == 0) {
+	int r = room_take(m->en, m->settings.minimum_mib, e);
+	bool room = r == 0;
+	if (r == 0)
+		r = start_vmm(m, &stages, e);
+	if (r == 0)
 		r = microvm_agent_open(m, &a, e);
-	}
 	if (r == 0)
 		r = wake_guest(m, &a, &stages, &thawed, e);
 	microvm_agent_close(m, &a);
-	if (r == 0) {
-		r = microvm_go_running(m, IN(STATE_SUSPENDED), e);
+	int given = room ? room_give(m->en, m->settings.minimum_mib, r == 0 ? record : NULL, m, e) : 0;
+	if (r == 0)
 		stages_mark(&stages, "store.commit");
-	}
+	r = r < 0 ? r : given;
 	pthread_mutex_lock(&m->lock);
 	m->resuming = false;
 	pthread_mutex_unlock(&m->lock);

@@ -616,6 +616,52 @@ static void test_resume_fails_and_sleeps_on(void **state) {
 	assert_int_equal(peers_counter(peers), 105); // run, suspend, resume three times: nothing was forgotten
 }
 
+static void test_wakes_take_room_of_the_host(void **state) {
+	struct error e = {0};
+	struct store_microvm all[6];
+	struct opened o[6];
+	add_image(all_hooks);
+	for (size_t i = 0; i < 6; i++)
+		all[i] = run_with(
+			&(struct policy){.idle_s = 3600, .suspended_s = 3600, .auto_resume = true, .config = "{\"memoryInMiB\":512}"});
+	for (size_t i = 0; i < 6; i++)
+		wait_state(all[i].id, "RUNNING");
+	microvms_suspend_all(&en);
+	wait_slots(0);
+	en.config.host_memory_mib = 1200; // two of them
+	for (size_t i = 0; i < 6; i++) {
+		o[i] = (struct opened)OPENED;
+		microvm_open(&en, all[i].endpoint, on_opened, &o[i]);
+	}
+	size_t awake[6], woken = 0, asleep = 0;
+	for (size_t i = 0; i < 6; i++) {
+		wait_opened(&o[i], 1);
+		if (o[i].result == MICROVM_OPEN_OK) {
+			microvm_route_release(o[i].route);
+			awake[woken++] = i;
+			continue;
+		}
+		assert_int_equal(o[i].result, MICROVM_OPEN_FAILED);
+		assert_non_null(strstr(o[i].why, "not enough memory"));
+		asleep = i;
+	}
+	assert_int_equal(woken, 2);
+	assert_true(workers_wait_idle(WAIT_MS));
+	assert_string_equal(get(all[asleep].id).state, "SUSPENDED");
+	assert_true(microvm_resume(&en, all[asleep].id, &e) < 0);
+	assert_string_equal(e.name, "InsufficientCapacityException");
+	// Who is awake already needs no room; who goes to sleep makes some.
+	assert_int_equal(microvm_resume(&en, all[awake[0]].id, &e), 0);
+	assert_int_equal(microvm_suspend(&en, all[awake[0]].id, NULL, &e), 0);
+	assert_int_equal(microvm_resume(&en, all[asleep].id, &e), 0);
+	// A resume that fails gives its room back.
+	peers_fail(peers, FAULT_RESTORE, 1);
+	assert_int_equal(microvm_suspend(&en, all[asleep].id, NULL, &e), 0);
+	assert_true(microvm_resume(&en, all[asleep].id, &e) < 0);
+	assert_int_equal(microvm_resume(&en, all[asleep].id, &e), 0);
+	en.config.host_memory_mib = 0;
+}
+
 static void test_vmm_dies_in_resume(void **state) {
 	struct error e = {0};
 	add_image("null");
@@ -961,6 +1007,7 @@ int main(void) {
 		cmocka_unit_test_setup_teardown(test_suspend_hook_times_out, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_vmm_dies_in_suspend, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_resume_fails_and_sleeps_on, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_wakes_take_room_of_the_host, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_vmm_dies_in_resume, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_ends_by_itself, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_terminate_interrupts, set_up, tear_down),
