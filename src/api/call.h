@@ -23,8 +23,9 @@ struct call {
 	bool core;                     // of lambda-core: classic, with Message instead of message
 	char *labels[CALL_LABELS_MAX]; // decoded, without NUL
 	size_t label_count;
-	struct slice query; // still encoded
-	json_t *body;       // an object; NULL when there is none
+	struct slice query;      // still encoded
+	json_t *body;            // an object; NULL when there is none
+	struct violations wrong; // of labels and body
 };
 
 // Answers with a JSON object, whose reference it takes.

@@ -154,6 +154,14 @@ json_t *json_member_or_null(const json_t *o, const char *name) {
 
 // Bodies and queries ------------------------------------------------------------------------------------------------------------------
 
+static bool fail_for_violations(struct call *c) {
+	if (c->wrong.count == 0)
+		return false;
+	cleanup_free char *all = violations_message(&c->wrong);
+	call_fail(c, 400, "ValidationException", "%s", all == NULL ? "" : all);
+	return true;
+}
+
 bool call_check_body(struct call *c, const struct shape *shape) {
 	return call_check_body_and(c, shape, NULL);
 }
@@ -168,16 +176,10 @@ bool call_check_body_and(struct call *c, const struct shape *shape, void (*more)
 		call_fail(c, 400, "SerializationException", "%s", message);
 		return false;
 	}
-	struct violations v = {.count = 0};
-	shape_check(shape, c->body, "", &v);
+	shape_check(shape, c->body, "", &c->wrong);
 	if (more != NULL)
-		more(c, &v);
-	if (v.count > 0) {
-		cleanup_free char *all = violations_message(&v);
-		call_fail(c, 400, "ValidationException", "%s", all == NULL ? "" : all);
-	}
-	free(v.text.data);
-	return v.count == 0;
+		more(c, &c->wrong);
+	return !fail_for_violations(c);
 }
 
 char *call_query(struct call *c, const char *name, bool *failed) {
@@ -337,6 +339,7 @@ struct route {
 	const char *operation;
 	void (*run)(struct call *c);
 	bool open; // needs no signature
+	bool body; // checks its body with call_check_body(), which then also reports what is wrong with the labels
 };
 
 #define IMAGES "/2025-09-09/microvm-images"
@@ -348,60 +351,60 @@ struct route {
 #define OPERATORS "/_stasis/"
 
 static const struct route routes[] = {
-	{"POST", IMAGES, "CreateMicrovmImage", create_image, false},
-	{"GET", IMAGES, "ListMicrovmImages", list_images, false},
-	{"GET", IMAGES "/{}", "GetMicrovmImage", get_image, false},
-	{"PUT", IMAGES "/{}", "UpdateMicrovmImage", update_image, false},
-	{"DELETE", IMAGES "/{}", "DeleteMicrovmImage", delete_image, false},
-	{"GET", IMAGES "/{}/versions", "ListMicrovmImageVersions", list_versions, false},
-	{"GET", IMAGES "/{}/versions/{}", "GetMicrovmImageVersion", get_version, false},
-	{"PATCH", IMAGES "/{}/versions/{}", "UpdateMicrovmImageVersion", update_version, false},
-	{"DELETE", IMAGES "/{}/versions/{}", "DeleteMicrovmImageVersion", delete_version, false},
-	{"GET", IMAGES "/{}/versions/{}/builds", "ListMicrovmImageBuilds", list_builds, false},
-	{"GET", IMAGES "/{}/versions/{}/builds/{}", "GetMicrovmImageBuild", get_build, false},
-	{"GET", MANAGED, "ListManagedMicrovmImages", list_managed_images, false},
-	{"GET", MANAGED "/{}/versions", "ListManagedMicrovmImageVersions", list_managed_versions, false},
-	{"POST", MICROVMS, "RunMicrovm", run_microvm, false},
-	{"GET", MICROVMS, "ListMicrovms", list_microvms, false},
-	{"GET", MICROVMS "/{}", "GetMicrovm", get_microvm, false},
-	{"POST", MICROVMS "/{}/suspend", "SuspendMicrovm", suspend_microvm, false},
-	{"POST", MICROVMS "/{}/resume", "ResumeMicrovm", resume_microvm, false},
-	{"DELETE", MICROVMS "/{}", "TerminateMicrovm", terminate_microvm, false},
-	{"POST", MICROVMS "/{}/auth-token", "CreateMicrovmAuthToken", create_auth_token, false},
-	{"POST", MICROVMS "/{}/shell-auth-token", "CreateMicrovmShellAuthToken", create_shell_auth_token, false},
-	{"POST", TAGS "/{}", "TagResource", tag_resource, false},
-	{"DELETE", TAGS "/{}", "UntagResource", untag_resource, false},
-	{"GET", TAGS "/{}", "ListTags", list_tags, false},
-	{"POST", CONNECTORS, "CreateNetworkConnector", create_connector, false},
-	{"GET", CONNECTORS, "ListNetworkConnectors", list_connectors, false},
-	{"GET", CONNECTORS "/{}", "GetNetworkConnector", get_connector, false},
-	{"PUT", CONNECTORS "/{}", "UpdateNetworkConnector", update_connector, false},
-	{"DELETE", CONNECTORS "/{}", "DeleteNetworkConnector", delete_connector, false},
-	{"GET", "/_stasis/health", "health", operator_health, true},
-	{"GET", "/_stasis/ca.pem", "ca.pem", operator_certificate, true},
-	{"GET", "/_stasis/status", "status", operator_status, false},
-	{"GET", "/_stasis/images/{}/versions/{}/log", "build log", operator_build_log, false},
-	{"GET", "/_stasis/images/{}/versions/{}/stages", "build stages", operator_build_stages, false},
-	{"GET", "/_stasis/microvms/{}/log", "log", operator_microvm_log, false},
-	{"GET", "/_stasis/microvms/{}/console", "console", operator_microvm_console, false},
-	{"GET", "/_stasis/microvms/{}/stages", "stages", operator_microvm_stages, false},
-	{"GET", "/_stasis/metrics", "metrics", operator_metrics, false},
-	{"POST", "/_stasis/microvms/{}/session-token", "session token", operator_session_token, false},
-	{"POST", "/_stasis/microvms/{}/revoke-tokens", "revoke tokens", operator_revoke_tokens, false},
-	{"POST", "/_stasis/token-keys", "rotate token keys", operator_rotate_token_keys, false},
-	{"GET", "/_stasis/images/{}/public-ports", "public ports", operator_public_ports, false},
-	{"PUT", "/_stasis/images/{}/public-ports/{}", "publish port", operator_publish_port, false},
-	{"DELETE", "/_stasis/images/{}/public-ports/{}", "close port", operator_close_port, false},
-	{"POST", "/_stasis/shutdown", "shutdown", operator_shutdown, false},
-	{"GET", "/_stasis/keys", "keys", operator_list_keys, false},
-	{"POST", "/_stasis/keys", "create key", operator_create_key, false},
-	{"GET", "/_stasis/keys/{}", "key", operator_get_key, false},
-	{"PATCH", "/_stasis/keys/{}", "update key", operator_update_key, false},
-	{"DELETE", "/_stasis/keys/{}", "delete key", operator_delete_key, false},
-	{"GET", "/_stasis/roles", "roles", operator_list_roles, false},
-	{"GET", "/_stasis/roles/{}", "role", operator_get_role, false},
-	{"PUT", "/_stasis/roles/{}", "put role", operator_put_role, false},
-	{"DELETE", "/_stasis/roles/{}", "delete role", operator_delete_role, false},
+	{"POST", IMAGES, "CreateMicrovmImage", create_image, false, false},
+	{"GET", IMAGES, "ListMicrovmImages", list_images, false, false},
+	{"GET", IMAGES "/{}", "GetMicrovmImage", get_image, false, false},
+	{"PUT", IMAGES "/{}", "UpdateMicrovmImage", update_image, false, true},
+	{"DELETE", IMAGES "/{}", "DeleteMicrovmImage", delete_image, false, false},
+	{"GET", IMAGES "/{}/versions", "ListMicrovmImageVersions", list_versions, false, false},
+	{"GET", IMAGES "/{}/versions/{}", "GetMicrovmImageVersion", get_version, false, false},
+	{"PATCH", IMAGES "/{}/versions/{}", "UpdateMicrovmImageVersion", update_version, false, true},
+	{"DELETE", IMAGES "/{}/versions/{}", "DeleteMicrovmImageVersion", delete_version, false, false},
+	{"GET", IMAGES "/{}/versions/{}/builds", "ListMicrovmImageBuilds", list_builds, false, false},
+	{"GET", IMAGES "/{}/versions/{}/builds/{}", "GetMicrovmImageBuild", get_build, false, false},
+	{"GET", MANAGED, "ListManagedMicrovmImages", list_managed_images, false, false},
+	{"GET", MANAGED "/{}/versions", "ListManagedMicrovmImageVersions", list_managed_versions, false, false},
+	{"POST", MICROVMS, "RunMicrovm", run_microvm, false, false},
+	{"GET", MICROVMS, "ListMicrovms", list_microvms, false, false},
+	{"GET", MICROVMS "/{}", "GetMicrovm", get_microvm, false, false},
+	{"POST", MICROVMS "/{}/suspend", "SuspendMicrovm", suspend_microvm, false, false},
+	{"POST", MICROVMS "/{}/resume", "ResumeMicrovm", resume_microvm, false, false},
+	{"DELETE", MICROVMS "/{}", "TerminateMicrovm", terminate_microvm, false, false},
+	{"POST", MICROVMS "/{}/auth-token", "CreateMicrovmAuthToken", create_auth_token, false, true},
+	{"POST", MICROVMS "/{}/shell-auth-token", "CreateMicrovmShellAuthToken", create_shell_auth_token, false, true},
+	{"POST", TAGS "/{}", "TagResource", tag_resource, false, true},
+	{"DELETE", TAGS "/{}", "UntagResource", untag_resource, false, false},
+	{"GET", TAGS "/{}", "ListTags", list_tags, false, false},
+	{"POST", CONNECTORS, "CreateNetworkConnector", create_connector, false, false},
+	{"GET", CONNECTORS, "ListNetworkConnectors", list_connectors, false, false},
+	{"GET", CONNECTORS "/{}", "GetNetworkConnector", get_connector, false, false},
+	{"PUT", CONNECTORS "/{}", "UpdateNetworkConnector", update_connector, false, true},
+	{"DELETE", CONNECTORS "/{}", "DeleteNetworkConnector", delete_connector, false, false},
+	{"GET", "/_stasis/health", "health", operator_health, true, false},
+	{"GET", "/_stasis/ca.pem", "ca.pem", operator_certificate, true, false},
+	{"GET", "/_stasis/status", "status", operator_status, false, false},
+	{"GET", "/_stasis/images/{}/versions/{}/log", "build log", operator_build_log, false, false},
+	{"GET", "/_stasis/images/{}/versions/{}/stages", "build stages", operator_build_stages, false, false},
+	{"GET", "/_stasis/microvms/{}/log", "log", operator_microvm_log, false, false},
+	{"GET", "/_stasis/microvms/{}/console", "console", operator_microvm_console, false, false},
+	{"GET", "/_stasis/microvms/{}/stages", "stages", operator_microvm_stages, false, false},
+	{"GET", "/_stasis/metrics", "metrics", operator_metrics, false, false},
+	{"POST", "/_stasis/microvms/{}/session-token", "session token", operator_session_token, false, false},
+	{"POST", "/_stasis/microvms/{}/revoke-tokens", "revoke tokens", operator_revoke_tokens, false, false},
+	{"POST", "/_stasis/token-keys", "rotate token keys", operator_rotate_token_keys, false, false},
+	{"GET", "/_stasis/images/{}/public-ports", "public ports", operator_public_ports, false, false},
+	{"PUT", "/_stasis/images/{}/public-ports/{}", "publish port", operator_publish_port, false, false},
+	{"DELETE", "/_stasis/images/{}/public-ports/{}", "close port", operator_close_port, false, false},
+	{"POST", "/_stasis/shutdown", "shutdown", operator_shutdown, false, false},
+	{"GET", "/_stasis/keys", "keys", operator_list_keys, false, false},
+	{"POST", "/_stasis/keys", "create key", operator_create_key, false, false},
+	{"GET", "/_stasis/keys/{}", "key", operator_get_key, false, false},
+	{"PATCH", "/_stasis/keys/{}", "update key", operator_update_key, false, false},
+	{"DELETE", "/_stasis/keys/{}", "delete key", operator_delete_key, false, false},
+	{"GET", "/_stasis/roles", "roles", operator_list_roles, false, false},
+	{"GET", "/_stasis/roles/{}", "role", operator_get_role, false, false},
+	{"PUT", "/_stasis/roles/{}", "put role", operator_put_role, false, false},
+	{"DELETE", "/_stasis/roles/{}", "delete role", operator_delete_role, false, false},
 };
 
 struct segments {
@@ -463,6 +466,21 @@ static bool take_labels(struct call *c, const char *pattern, const struct segmen
 		p += 1 + n;
 	}
 	return true;
+}
+
+// The labels' constraints; those of the operator's routes and others have none.
+static void check_labels(struct call *c, const struct route *route) {
+	bool images = strncmp(route->path, IMAGES, strlen(IMAGES)) == 0 || strncmp(route->path, MANAGED, strlen(MANAGED)) == 0;
+	bool microvms = strncmp(route->path, MICROVMS, strlen(MICROVMS)) == 0;
+	for (size_t i = 0; i < c->label_count && i < 2 && (images || microvms); i++) {
+		cleanup_json json_t *value = json_string(c->labels[i]);
+		const struct shape *shape = i == 0 ? &shape_identifier : &shape_version;
+		const char *name = microvms ? "microvmIdentifier" : i == 0 ? "imageIdentifier" : "imageVersion";
+		if (value == NULL)
+			violation_add(&c->wrong, NULL, name, "be text in UTF-8");
+		else
+			shape_check(shape, value, name, &c->wrong);
+	}
 }
 
 // Bounds the nesting before the parser sees it: the parser recurses.
@@ -587,6 +605,9 @@ static void run_call(struct call *c, const struct http_head *h) {
 		call_fail(c, 400, "ValidationException", "The path cannot be read: its percent-encoding is wrong");
 		return;
 	}
+	check_labels(c, route);
+	if (!route->body && fail_for_violations(c))
+		return;
 	const char *why = NULL;
 	if (!api_parse_body(body, &c->body, &why)) {
 		call_fail(c, 400, "SerializationException", "%s", why);
@@ -600,6 +621,7 @@ void api_handle(struct exchange *x, void *arg) {
 	struct call c = {.en = arg, .x = x, .operation = "?"};
 	uint64_t started = monotonic_ns();
 	run_call(&c, exchange_head(x));
+	free(c.wrong.text.data);
 	for (size_t i = 0; i < c.label_count; i++)
 		free(c.labels[i]);
 	json_decref(c.body);

@@ -73,6 +73,9 @@ static const struct shape boolean = {.kind = SHAPE_BOOLEAN};
 static const struct shape any_integer = {.kind = SHAPE_INTEGER, .min = INT32_MIN};
 static const struct shape image_name = {.kind = SHAPE_STRING, .min = 1, .max = 64, .matches = is_image_name, .pattern = "[a-zA-Z0-9-_]+"};
 static const struct shape no_space = {.kind = SHAPE_STRING, .min = 1, .max = 2048, .matches = is_without_space, .pattern = "[^\\s]+"};
+// In paths.
+const struct shape shape_identifier = {.kind = SHAPE_STRING, .min = 1, .max = 256};
+const struct shape shape_version = {.kind = SHAPE_STRING, .min = 1, .max = 2048, .matches = is_without_space, .pattern = "[^\\s]+"};
 static const struct shape not_blank = {.kind = SHAPE_STRING, .min = 1, .max = 2048};
 static const struct shape role_arn = {.kind = SHAPE_STRING,
 				      .min = 20,

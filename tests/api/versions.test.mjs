@@ -82,6 +82,23 @@ test('what an update refuses', async () => {
   assert.equal((await get('full')).state, 'UPDATED')
 })
 
+test('what is wrong with the path is reported with what is wrong with the body', async () => {
+  const long = 'x'.repeat(300), at = (p) => `/2025-09-09/${p}`
+  const wrong = async (method, path, body, count, ...parts) => {
+    const r = await call(server, method, at(path), { ...(body && { body: JSON.stringify(body) }) })
+    assert.deepEqual([r.status, r.errorType], [400, 'ValidationException'])
+    assert.match(r.json.message, new RegExp(`^${count} validation errors? detected: `))
+    for (const p of parts) assert.ok(r.json.message.includes(p), r.json.message)
+  }
+  const tooLong = (name) => `at '${name}' failed to satisfy constraint: Member must have length less than or equal to 256`
+  await wrong('PUT', `microvm-images/${long}`, { ...version(), codeArtifact: undefined }, 2, tooLong('imageIdentifier'), "Value null at 'codeArtifact'")
+  await wrong('PATCH', `microvm-images/${long}/versions/1%200`, { status: 'LIVELY' }, 3, tooLong('imageIdentifier'), "Value '1 0' at 'imageVersion'", "Value 'LIVELY' at 'status'")
+  await wrong('POST', `microvms/${long}/auth-token`, { expirationInMinutes: 5, allowedPorts: [] }, 2, tooLong('microvmIdentifier'), "'allowedPorts'")
+  await wrong('POST', `microvms/${long}/suspend`, null, 1, tooLong('microvmIdentifier'))
+  await wrong('GET', `microvm-images/${long}/versions`, null, 1, tooLong('imageIdentifier'))
+  await wrong('GET', 'microvms/%ff', null, 1, "'microvmIdentifier'", 'UTF-8')
+})
+
 test('while a version is built the old one runs, and every other change is refused', async () => {
   await send('CreateMicrovmImage', request('busy'))
   await update('busy', { description: 'pending' })
