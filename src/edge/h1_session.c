@@ -387,6 +387,7 @@ static void send_head(struct h1 *s) {
 		return;
 	}
 	out->end = out->capacity - (uint32_t)w.left;
+	s->upstream->waits = s->gate.shell ? UPSTREAM_WAIT_REPLIES : UPSTREAM_WAIT_HEAD;
 	application_flush(a);
 	connection_set_deadline(s->c, 0);
 	s->state = H1_EXCHANGE;
@@ -606,6 +607,16 @@ static bool put_head(struct h1 *s, const struct http_head *h, size_t size) {
 	return true;
 }
 
+// A body that may go on for as long as both sides like, silent for most of the time.
+static bool is_endless(const struct http_head *h) {
+	static const char *const types[] = {"text/event-stream", "application/grpc", "multipart/x-mixed-replace"};
+	const struct http_header *type = http_find(h, "content-type");
+	for (size_t i = 0; type != NULL && i < sizeof(types) / sizeof(types[0]); i++)
+		if (type->value.size >= strlen(types[i]) && strncasecmp(type->value.data, types[i], strlen(types[i])) == 0)
+			return true;
+	return false;
+}
+
 static void take_response_head(struct h1 *s, struct http_head *h, size_t size) {
 	bool final = h->status >= 200, switching = h->status == 101;
 	if ((switching && !s->may_upgrade) || (!final && ++s->interims > EDGE_INTERIM_MAX)) {
@@ -620,6 +631,8 @@ static void take_response_head(struct h1 *s, struct http_head *h, size_t size) {
 		bad_gateway(s, "the response cannot be passed on");
 		return;
 	}
+	if (final || switching)
+		s->upstream->waits = switching || is_endless(h) ? UPSTREAM_WAIT_REPLIES : UPSTREAM_WAIT_REST;
 	if (final || switching)
 		s->status = h->status;
 	application_consume(&s->app, size);

@@ -142,6 +142,7 @@ static ssize_t read_some(struct upstream *u, struct wire *from, bool *ret_more) 
 		*ret_more = (size_t)n == room || (u->tls != NULL && secure_has(u->tls));
 		u->in.end += (uint32_t)n;
 		u->filled = buffer_used(&u->in) == u->in.capacity;
+		u->read_ms = uv_now(u->edge->engine->loop);
 		answered(u);
 	} else if (buffer_used(&u->in) == 0) {
 		buffer_release(&u->edge->buffers, &u->in);
@@ -459,6 +460,20 @@ void upstream_end(struct upstream *u) {
 
 // Sleep. ----------------------------------------------------------------------------------------------------------------------
 
+static bool presses(const struct upstream *u) {
+	uint64_t last_ms = u->wrote_ms > u->read_ms ? u->wrote_ms : u->read_ms, silent_ms = uv_now(u->edge->engine->loop) - last_ms;
+	switch (u->waits) {
+	case UPSTREAM_WAIT_HEAD:
+		return silent_ms < 50000;
+	case UPSTREAM_WAIT_REST:
+		return silent_ms < MOVING_MS;
+	case UPSTREAM_WAIT_REPLIES:
+		return u->asked && silent_ms < 10000;
+	default:
+		return false;
+	}
+}
+
 void upstream_halt(struct upstream *u) {
 	if (u->idle) {
 		close_now(u);
@@ -468,6 +483,7 @@ void upstream_halt(struct upstream *u) {
 	u->held = (uint32_t)waiting(u);
 	bool greets = u->tls != NULL && !u->tls->ready;
 	u->wants = u->held > 0 && (greets || uv_now(u->edge->engine->loop) - u->wrote_ms < MOVING_MS);
+	u->presses = !u->eof && presses(u);
 	if (u->place == &u->way->greeting && u->wire == NULL) {
 		uv_timer_stop(&u->again);
 		requeue(u, false);
@@ -514,6 +530,10 @@ void upstream_lose(struct upstream *u, const char *reason) {
 	poke(u, 0);
 }
 
+bool upstream_presses(const struct upstream *u) {
+	return !u->forsaken && u->presses && u->phase == UPSTREAM_OPEN;
+}
+
 bool upstream_wants(const struct upstream *u) {
 	return !u->forsaken && (u->wants || u->phase == UPSTREAM_CONNECTING);
 }
@@ -552,6 +572,7 @@ void upstream_keep(struct upstream *u) {
 	if (ed->idle_upstream_count >= EDGE_UPSTREAMS_IDLE_MAX)
 		upstream_close(TAILQ_LAST(&ed->idle_upstreams, upstream_list));
 	answered(u);
+	u->waits = UPSTREAM_WAIT_NOTHING;
 	u->idle = true;
 	u->changed = NULL;
 	u->idle_since_ms = uv_now(ed->engine->loop);

@@ -22,6 +22,15 @@ enum upstream_phase {
 	UPSTREAM_FAILED,
 };
 
+// What somebody waits for on an open stream. If bytes went either way so short a time before its microVM was suspended, that is woken again as its
+// policy says.
+enum upstream_wait {
+	UPSTREAM_WAIT_NOTHING,
+	UPSTREAM_WAIT_HEAD,    // of a response: 50 s, less than any idle time, so that no idle policy is undone
+	UPSTREAM_WAIT_REST,    // of a response that ends by itself: 5 s
+	UPSTREAM_WAIT_REPLIES, // on a stream without an end: 10 s, if nothing has come since; silence is usual on these
+};
+
 struct microvm_route;
 struct way;
 
@@ -56,9 +65,11 @@ struct upstream {
 	bool forsaken;  // closed while its microVM slept
 	bool lost;      // once `rest` is read, it is over
 	bool wants;     // bytes came after the microVM was halted
+	bool presses;   // as the microVM was halted, somebody waited whose patience was not at its end
 	bool asked;     // bytes went to the application, none has come since
 	uint32_t held;  // bytes in `out` as it was halted
-	uint64_t idle_since_ms, begun_ms, wrote_ms;
+	uint64_t idle_since_ms, begun_ms, wrote_ms, read_ms;
+	enum upstream_wait waits;
 	void (*changed)(void *arg); // called from the loop only, never from within a call of this interface
 	void *arg;
 };

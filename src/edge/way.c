@@ -84,10 +84,10 @@ static void each(struct upstream_list *list, void (*fn)(struct upstream *u)) {
 	}
 }
 
-static bool anyone_wants(const struct way *w) {
+static bool anyone_wakes(const struct way *w) {
 	const struct upstream *u;
 	TAILQ_FOREACH(u, &w->waiting, way_link) {
-		if (upstream_wants(u))
+		if (upstream_wants(u) || upstream_presses(u))
 			return true;
 	}
 	return false;
@@ -114,7 +114,7 @@ static void on_news(struct microvm_follower *f, enum microvm_news news, const ch
 	case MICROVM_SLEEPS:
 		each(&w->greeting, upstream_detach);
 		each(&w->settled, upstream_detach);
-		if (anyone_wants(w))
+		if (anyone_wakes(w))
 			microvm_route_wake(w->route);
 		break;
 	case MICROVM_AWAKE:

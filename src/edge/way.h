@@ -41,3 +41,4 @@ void upstream_detach(struct upstream *u);                   // the VMM is about 
 void upstream_go_on(struct upstream *u);                    // the VMM was not to go after all
 void upstream_lose(struct upstream *u, const char *reason); // it will never be reached again
 bool upstream_wants(const struct upstream *u);              // something waits for the microVM to wake
+bool upstream_presses(const struct upstream *u);            // somebody does, whom a resume that fails does no harm

@@ -3,14 +3,15 @@
 // most once, and only clients of a microVM that was killed may see an error. The engine's memory is looked at all the while.
 //
 // Prints one figure a line, `name value unit`, and "ok" or what was violated; exit code 1 then.
-import { execFile } from 'node:child_process'
+import { execFile, execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { mkdirSync } from 'node:fs'
+import { cpSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import http2 from 'node:http2'
 import https from 'node:https'
 import os from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
+import grpc from '@grpc/grpc-js'
 import WebSocket from 'ws'
 import { KILL_A_VMM, random, rss } from '../torture/model.mjs'
 
@@ -43,12 +44,15 @@ const { client } = e
 // MicroVMs. -------------------------------------------------------------------------------------------------------------------
 
 async function image() {
-  const list = JSON.parse((await cli('image', 'ls', '--json')).stdout)
-  if (!JSON.stringify(list).includes('"soak"')) {
-    const made = await cli('image', 'create', 'soak', path.join(root, 'tests/soak/application'), '--memory', '512')
-    if (made.code !== 0) throw new Error(`the image cannot be built: ${made.stderr}`)
-  }
-  return `arn:aws:lambda:${e.region}:${e.account}:microvm-image:soak`
+  const name = `soak-${Date.now().toString(36)}`
+  const folder = mkdtempSync(path.join(os.tmpdir(), 'soak-'))
+  cpSync(path.join(root, 'tests/soak/application'), folder, { recursive: true })
+  execFileSync('openssl', ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '30', '-subj', '/CN=soak', '-keyout', path.join(folder, 'key.pem'),
+    '-out', path.join(folder, 'certificate.pem')], { stdio: 'ignore' })
+  const made = await cli('image', 'create', name, folder, '--memory', '512')
+  rmSync(folder, { recursive: true })
+  if (made.code !== 0) throw new Error(`the image cannot be built: ${made.stderr}`)
+  return `arn:aws:lambda:${e.region}:${e.account}:microvm-image:${name}`
 }
 
 async function launch(arn) {
@@ -139,6 +143,34 @@ async function webSocket(m, id) {
   }
 }
 
+// A call of gRPC: so many messages, each answered before the next is sent.
+async function rpc(m, c, id, messages) {
+  const metadata = new grpc.Metadata()
+  for (const [k, v] of Object.entries({ 'x-aws-proxy-auth': await m.auth(), 'x-aws-proxy-force-h2': 'true', 'x-aws-proxy-port': '9090' })) metadata.set(k, v)
+  const stream = c.rpc.echo(metadata)
+  const inbox = []
+  let wake = () => {}, status
+  stream.on('data', (d) => (inbox.push(d), wake()))
+  stream.on('error', () => {})
+  stream.on('status', (s) => ((status = s), wake()))
+  const until = async (ready) => {
+    while (!ready() && !status) await new Promise((resolve) => (wake = resolve))
+  }
+  for (let i = 0; i < messages && !status && !(over && i > 0); i++) {
+    if (i > 0) await sleep(rng() < 0.1 ? between(5000, 30_000) : between(100, 2000))
+    const data = Buffer.concat([Buffer.from(`${id}:`), randomBytes(Math.floor(between(0, 100_000)))])
+    stream.write(data)
+    await until(() => inbox.length > 0)
+    if (!status) expect('the echo', sha256(inbox.shift()), sha256(data))
+  }
+  stream.end()
+  await until(() => false)
+  if (status.code !== grpc.status.OK) throw new Error(`gRPC status ${status.code}: ${status.details}`)
+  expect('what came besides', inbox.length, 0)
+}
+const raw = { requestSerialize: (b) => b, requestDeserialize: (b) => b, responseSerialize: (b) => b, responseDeserialize: (b) => b }
+const Rpc = grpc.makeGenericClientConstructor({ echo: { path: '/soak/Echo', requestStream: true, responseStream: true, ...raw } }, 'soak')
+
 const KINDS = {
   'h1.post': (m, c) => request(m, 'h1.post', async (id) => {
     const body = randomBytes(Math.floor(between(0, 50_000)))
@@ -155,11 +187,20 @@ const KINDS = {
   'h2.many': (m, c) => Promise.all(Array.from({ length: 5 }, () => request(m, 'h2.many', async (id) => {
     expect('the size', (await h2(m, c.session, `/take?id=${id}&size=5000`)).length, 5000)
   }))),
+  'tls.post': (m, c) => request(m, 'tls.post', async (id) => {
+    const body = randomBytes(Math.floor(between(0, 50_000)))
+    expect('the sum', String(await h1(m, c.agent, `/add?id=${id}`, { method: 'POST', body, port: 9443 })), sha256(body))
+  }),
+  'rpc.unary': (m, c) => request(m, 'rpc.unary', (id) => rpc(m, c, id, 1)),
+  'rpc.stream': (m, c) => request(m, 'rpc.stream', (id) => rpc(m, c, id, Math.floor(between(2, 8)))),
   slow: (m, c) => request(m, 'slow', async (id) => expect('the answer', String(await h2(m, c.session, `/slow?id=${id}&ms=${Math.floor(between(100, 4000))}`)), 'slept')),
   events: (m, c) => request(m, 'events', async (id) => {
     const n = Math.floor(between(1, 20))
     const target = `/ticks?id=${id}&count=${n}`
-    expect('the events', String(await (rng() < 0.5 ? h1(m, c.agent, target) : h2(m, c.session, target))), Array.from({ length: n }, (_, i) => `data: ${i}\n\n`).join(''))
+    // An event stream that falls asleep goes on when somebody wakes it.
+    const visitor = setInterval(() => h1(m, undefined, '/seen').catch(() => {}), 15_000)
+    const got = await (rng() < 0.5 ? h1(m, c.agent, target) : h2(m, c.session, target)).finally(() => clearInterval(visitor))
+    expect('the events', String(got), Array.from({ length: n }, (_, i) => `data: ${i}\n\n`).join(''))
   }),
   websocket: (m) => request(m, 'websocket', (id) => webSocket(m, id)),
   exec: (m) => request(m, 'exec', async (id) => {
@@ -167,7 +208,7 @@ const KINDS = {
     expect('the output', r.stdout, `${id}\n`)
   }),
 }
-const CHOICE = ['h1.post', 'h1.post', 'h1.take', 'h1.take', 'h2.post', 'h2.post', 'h2.many', 'h2.many', 'slow', 'events', 'websocket']
+const CHOICE = ['h1.post', 'h1.post', 'h1.take', 'h1.take', 'h2.post', 'h2.post', 'h2.many', 'h2.many', 'tls.post', 'rpc.unary', 'rpc.stream', 'slow', 'events', 'websocket']
 
 async function converse(m) {
   const c = { agent: new https.Agent({ keepAlive: true, maxSockets: 2 }) }
@@ -177,6 +218,7 @@ async function converse(m) {
     c.session.on('error', () => {})
   }
   connect()
+  c.rpc = new Rpc(`${edgeHost}:${edgePort}`, grpc.credentials.createSsl(e.ca), { 'grpc.ssl_target_name_override': m.name, 'grpc.default_authority': m.endpoint, 'grpc.enable_retries': 0 })
   while (!over && !m.dead) {
     if (c.session.closed || c.session.destroyed) connect()
     await KINDS[rng() < 0.02 ? 'exec' : pick(CHOICE)](m, c)
@@ -186,6 +228,7 @@ async function converse(m) {
     const pause = rng() < 0.03 ? between(60_000, 110_000) : between(200, 5000)
     for (const until = Date.now() + pause; Date.now() < until && !over; ) await sleep(200)
   }
+  c.rpc.close()
   c.session.destroy()
   c.agent.destroy()
 }
@@ -289,6 +332,7 @@ figure('soak.stasisd.rss.middle', middle, 'KiB')
 figure('soak.stasisd.rss.late', late, 'KiB')
 console.log(log.trim().replace(/^/gm, '# '))
 for (const m of fleet) await client.send(new api.TerminateMicrovmCommand({ microvmIdentifier: m.id })).catch(() => {})
+for (let i = 0; i < 50 && (await client.send(new api.DeleteMicrovmImageCommand({ imageIdentifier: arn })).then(() => false, () => true)); i++) await sleep(200)
 await run(process.env.STASIS ?? path.join(root, 'build/stage/bin/stasis'), ['down']).catch(() => {})
 console.log(violations.length === 0 ? 'ok: every request is accounted for' : `${violations.length} violations`)
 process.exit(violations.length === 0 ? 0 : 1)

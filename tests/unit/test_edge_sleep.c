@@ -26,6 +26,7 @@
 
 #define DEADLINE_MS 20000
 #define BIG 4000000u
+#define EVENT "6\r\ndata\n\n\r\n"
 
 static char folder[64];
 static struct engine engine;
@@ -77,6 +78,15 @@ static bool serve_request(int fd, const char *head) {
 		while (!go)
 			usleep(1000);
 		say(fd, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow");
+		return true;
+	}
+	if (strncmp(head, "GET /events ", 12) == 0 || strncmp(head, "GET /file ", 10) == 0) {
+		bool events = head[5] == 'e';
+		say(fd, events ? "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n" EVENT
+			       : "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf");
+		while (!go)
+			usleep(1000);
+		say(fd, events ? EVENT "0\r\n\r\n" : "rest");
 		return true;
 	}
 	if (strncmp(head, "GET /big ", 9) == 0) {
@@ -205,6 +215,8 @@ static void wait_for(_Atomic unsigned *what, unsigned value) {
 }
 
 #define FAST "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfast"
+#define EVENTS "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n" EVENT
+#define FILE_BEGINS "HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf"
 #define SLOW "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow"
 
 // Tests. ----------------------------------------------------------------------------------------------------------------------
@@ -248,13 +260,51 @@ static void requests_survive(void **state) {
 	wait_for(&requests, seen + 1);
 	double_sleep(&engine);
 	go = true;
-	usleep(50000);
-	assert_int_equal(double_wakes, wakes); // its bytes had all gone before
-	double_awake(&engine);
-	client_expect(&c, SLOW);
+	client_expect(&c, SLOW); // somebody waits, and not for long yet: that wakes it
+	assert_int_equal(double_wakes, wakes + 1);
 	assert_int_equal(requests, seen + 1);
 	assert_int_equal(double_unanswered, 0);
 	client_close(&c);
+}
+
+// Nor does a resume that fails cost them anything.
+static void requests_sleep_along(void **state) {
+	struct client c = client_open();
+	unsigned seen = requests;
+	go = false;
+	client_ask(&c, "/slow", "");
+	wait_for(&requests, seen + 1);
+	double_on_wake = DOUBLE_FAILS;
+	double_sleep(&engine);
+	go = true;
+	usleep(50000 + 1000 * (unsigned)double_wake_ms);
+	double_on_wake = DOUBLE_WAKES;
+	double_awake(&engine);
+	client_expect(&c, SLOW);
+	assert_int_equal(requests, seen + 1);
+	client_close(&c);
+}
+
+// A download goes on by itself, an event stream waits for somebody.
+static void only_what_ends_wakes(void **state) {
+	struct client file = client_open(), events = client_open();
+	go = false;
+	client_ask(&events, "/events", "");
+	client_expect(&events, EVENTS);
+	double_sleep(&engine);
+	unsigned wakes = double_wakes;
+	usleep(50000 + 1000 * (unsigned)double_wake_ms);
+	assert_int_equal(double_wakes, wakes);
+	double_awake(&engine);
+	client_ask(&file, "/file", "");
+	client_expect(&file, FILE_BEGINS);
+	double_sleep(&engine);
+	go = true;
+	client_expect(&file, "rest");
+	client_expect(&events, EVENT "0\r\n\r\n");
+	assert_int_equal(double_wakes, wakes + 1);
+	client_close(&file);
+	client_close(&events);
 }
 
 // What waits for the microVM without auto-resume goes on when somebody resumes it.
@@ -481,6 +531,8 @@ int main(void) {
 		cmocka_unit_test(tunnels_go_on),
 		cmocka_unit_test(keep_alive_goes_on),
 		cmocka_unit_test(requests_survive),
+		cmocka_unit_test(requests_sleep_along),
+		cmocka_unit_test(only_what_ends_wakes),
 		cmocka_unit_test(bytes_wait),
 		cmocka_unit_test(failed_resumes_end_those_who_asked),
 		cmocka_unit_test(leaving_clients_end_their_streams),

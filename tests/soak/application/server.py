@@ -6,18 +6,28 @@ GET  /slow?id=N&ms=M     counts N; answers after M ms
 GET  /ticks?id=N&count=C counts N; an event stream of C events, one in 200 ms
 GET  /echo?id=N     counts N; a WebSocket that sends back what it gets
 GET  /seen          answers {"<id>": <how many times>}
+
+The same over TLS at port 9443, and gRPC at port 9090 (rpc.py).
 """
 
 import base64
 import hashlib
 import json
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
+import rpc
+
 seen = {}
 lock = threading.Lock()
+
+
+def count(id):
+    with lock:
+        seen[id] = seen.get(id, 0) + 1
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,8 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query))
         if "id" in query:
-            with lock:
-                seen[query["id"]] = seen.get(query["id"], 0) + 1
+            count(query["id"])
         return url.path, query
 
     def body(self):
@@ -102,4 +111,16 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
+def begin(server):
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+rpc.Connection.count = count
+begin(rpc.Server(("127.0.0.1", 9090), rpc.Connection))
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("certificate.pem", "key.pem")
+secure = Server(("127.0.0.1", 9443), Handler)
+# The handshake is the thread's that serves the connection, so that nobody waits for another's.
+secure.socket = context.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
+begin(secure)
 Server(("127.0.0.1", 8080), Handler).serve_forever()
