@@ -26,7 +26,7 @@ struct tls {
 SSL_CTX *tls_context_new(X509 *certificate, EVP_PKEY *key, struct error *e);
 
 // A context for clients of applications. Their certificates are not checked: the way to them does not leave the microVM, and what they
-// show is usually made by themselves.
+// show is usually made by themselves. But they are strangers: what a handshake may cost is bounded.
 SSL_CTX *tls_client_context_new(struct error *e);
 
 int tls_start(struct tls *t, SSL_CTX *context, struct buffer_pool *pool);
