@@ -124,6 +124,8 @@ static int on_frame(nghttp2_session *ng, const nghttp2_frame *frame, void *arg) 
 	bool ends = (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) != 0, fine = true;
 	if (frame->hd.stream_id == 0 || frame->hd.stream_id != h->id)
 		return 0;
+	if (frame->hd.type == NGHTTP2_HEADERS || ends)
+		upstream_answered(h->u);
 	if (frame->hd.type == NGHTTP2_HEADERS && !h->answered)
 		fine = take_head(h, ends);
 	else if (frame->hd.type == NGHTTP2_HEADERS && ends)
@@ -136,6 +138,7 @@ static int on_frame(nghttp2_session *ng, const nghttp2_frame *frame, void *arg) 
 static int on_data(nghttp2_session *ng, uint8_t flags, int32_t id, const uint8_t *data, size_t size, void *arg) {
 	struct h2c *h = arg;
 	char line[32];
+	upstream_answered(h->u);
 	if (!want_in(h, size + sizeof(line)))
 		return NGHTTP2_ERR_CALLBACK_FAILURE;
 	if (h->chunked && size > 0) {
@@ -235,6 +238,7 @@ static ssize_t on_read(nghttp2_session *ng, int32_t id, uint8_t *to, size_t room
 		h->deferred = true;
 		return NGHTTP2_ERR_DEFERRED;
 	}
+	upstream_asked(h->u);
 	return (ssize_t)done;
 }
 
@@ -267,6 +271,7 @@ static bool submit(struct h2c *h) {
 	nghttp2_data_provider provider = {.read_callback = on_read};
 	h->id = nghttp2_submit_request(h->ng, NULL, nv, n, h->request_body.done ? NULL : &provider, NULL);
 	buffer_consume(&edge_of(h)->buffers, out, (size_t)size);
+	upstream_asked(h->u);
 	return h->id > 0;
 }
 
@@ -333,6 +338,7 @@ int h2c_start(struct upstream *u, struct application_side **ret) {
 		return -ENOMEM;
 	h->side.ops = &ops;
 	h->u = u;
+	u->framed = true;
 	if (nghttp2_session_client_new(&h->ng, callbacks, h) != 0 ||
 	    nghttp2_submit_settings(h->ng, NGHTTP2_FLAG_NONE, settings, sizeof(settings) / sizeof(settings[0])) != 0) {
 		let_go(&h->side);

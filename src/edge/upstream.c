@@ -24,10 +24,17 @@ static void on_closed(uv_handle_t *handle) {
 // The loop is to come by: to connect again, to read the rest, to tell.
 static void poke(struct upstream *u, uint64_t ms);
 
-static void answered(struct upstream *u) {
+void upstream_answered(struct upstream *u) {
 	if (u->asked)
 		microvm_route_answered(u->way->route);
 	u->asked = false;
+}
+
+void upstream_asked(struct upstream *u) {
+	if (!u->asked && !u->eof) {
+		microvm_route_asked(u->way->route);
+		u->asked = true;
+	}
 }
 
 static void leave_idle(struct upstream *u) {
@@ -41,7 +48,7 @@ static void leave_idle(struct upstream *u) {
 // Everything but the guest's end of the stream.
 static void let_go(struct upstream *u) {
 	leave_idle(u);
-	answered(u);
+	upstream_answered(u);
 	u->changed = NULL;
 	buffer_release(&u->edge->buffers, &u->in);
 	buffer_release(&u->edge->buffers, &u->out);
@@ -143,7 +150,8 @@ static ssize_t read_some(struct upstream *u, struct wire *from, bool *ret_more) 
 		u->in.end += (uint32_t)n;
 		u->filled = buffer_used(&u->in) == u->in.capacity;
 		u->read_ms = uv_now(u->edge->engine->loop);
-		answered(u);
+		if (!u->framed)
+			upstream_answered(u);
 	} else if (buffer_used(&u->in) == 0) {
 		buffer_release(&u->edge->buffers, &u->in);
 	}
@@ -169,7 +177,7 @@ static bool read_wire(struct upstream *u) {
 		blame_tls(u);
 	u->broken |= n < 0;
 	u->reset |= n < 0;
-	answered(u);
+	upstream_answered(u);
 	return false;
 }
 
@@ -190,7 +198,7 @@ static void read_rest(struct upstream *u) {
 	u->eof |= u->tls != NULL && u->tls->ended;
 	if (u->rest == NULL && u->lost) {
 		u->eof = u->reset = true;
-		answered(u);
+		upstream_answered(u);
 	}
 }
 
@@ -436,9 +444,8 @@ void upstream_flush(struct upstream *u) {
 	}
 	if (wrote) {
 		u->wrote_ms = uv_now(u->edge->engine->loop);
-		if (!u->asked && !u->eof)
-			microvm_route_asked(u->way->route);
-		u->asked |= !u->eof;
+		if (!u->framed)
+			upstream_asked(u);
 	}
 	if (u->broken)
 		buffer_release(&u->edge->buffers, &u->out);
@@ -571,7 +578,7 @@ void upstream_keep(struct upstream *u) {
 	}
 	if (ed->idle_upstream_count >= EDGE_UPSTREAMS_IDLE_MAX)
 		upstream_close(TAILQ_LAST(&ed->idle_upstreams, upstream_list));
-	answered(u);
+	upstream_answered(u);
 	u->waits = UPSTREAM_WAIT_NOTHING;
 	u->idle = true;
 	u->changed = NULL;

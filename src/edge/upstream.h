@@ -66,7 +66,8 @@ struct upstream {
 	bool lost;      // once `rest` is read, it is over
 	bool wants;     // bytes came after the microVM was halted
 	bool presses;   // as the microVM was halted, somebody waited whose patience was not at its end
-	bool asked;     // bytes went to the application, none has come since
+	bool asked;     // something went to the application, nothing has come since
+	bool framed;    // not every byte is such a thing: who reads the frames says which
 	uint32_t held;  // bytes in `out` as it was halted
 	uint64_t idle_since_ms, begun_ms, wrote_ms, read_ms;
 	enum upstream_wait waits;
@@ -81,6 +82,10 @@ struct upstream *upstream_take(struct edge *ed, struct microvm_route *route, uin
 // A new one, in UPSTREAM_CONNECTING or already further; NULL when out of memory. It waits in line for as long as it takes; once it is its
 // turn, it fails when the application cannot be reached within EDGE_CONNECT_MS.
 struct upstream *upstream_connect(struct edge *ed, struct microvm_route *route, uint16_t port, void (*changed)(void *arg), void *arg);
+
+// Of a framed stream: content went to the application; content has come.
+void upstream_asked(struct upstream *u);
+void upstream_answered(struct upstream *u);
 
 // Room for writing. Bytes are appended with upstream_append(), which checks nothing, and sent with upstream_flush().
 size_t upstream_room(const struct upstream *u);

@@ -1,6 +1,7 @@
 // gRPC with @grpc/grpc-js on both ends, and other servers of HTTP/2 without TLS (X-aws-proxy-force-h2).
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import http from 'node:http'
 import http2 from 'node:http2'
 import https from 'node:https'
@@ -40,8 +41,9 @@ const implementation = {
     call.on('end', () => done(null, Buffer.from(hash.digest('hex'))))
   },
   both(call) {
-    call.on('data', (d) => call.write(d))
-    call.on('end', () => call.end())
+    const ms = Number(call.metadata.get('x-slow')[0] ?? 0)
+    call.on('data', (d) => setTimeout(() => call.write(d), ms))
+    call.on('end', () => setTimeout(() => call.end(), ms))
     call.on('error', () => {})
   },
 }
@@ -196,6 +198,24 @@ test('an application that speaks HTTP/1.1 only: 502', async () => {
   client.destroy()
   app.closeAllConnections()
   app.close()
+})
+
+test('who waits for an answer wakes the microVM that was suspended meanwhile', async () => {
+  // The server takes note of what it got at once (WINDOW_UPDATE), and answers later.
+  const client = connect()
+  const call = client.both(metadata({ 'x-slow': '400' }))
+  for (const asleep of [false, true]) {
+    const data = randomBytes(200_000)
+    call.write(data)
+    await new Promise((r) => setTimeout(r, 150))
+    if (asleep) await edge.sleep()
+    const [back] = await once(call, 'data')
+    assert.ok(data.equals(back))
+  }
+  call.end()
+  call.resume()
+  await once(call, 'end')
+  client.close()
 })
 
 test('the example of docs/endpoint.md', async () => {
