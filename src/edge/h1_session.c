@@ -275,11 +275,17 @@ static void begin_request(struct h1 *s, const struct http_head *h) {
 	if (!take_share(s))
 		return;
 	connection_set_idle(s->c, false);
-	s->state = H1_HELD;
-	s->opening = true;
-	s->c->watch_peer = true;
 	s->open_ms = monotonic_ms();
 	connection_set_deadline(s->c, 0);
+	s->c->watch_peer = true;
+	s->route = microvm_open_now(edge_of(s)->engine, s->gate.endpoint);
+	if (s->route != NULL) {
+		s->open_result = MICROVM_OPEN_OK;
+		s->state = H1_OPENED;
+		return;
+	}
+	s->state = H1_HELD;
+	s->opening = true;
 	microvm_open(edge_of(s)->engine, s->gate.endpoint, opened, s);
 }
 

@@ -67,6 +67,9 @@ typedef void (*microvm_opened)(void *arg, enum microvm_open_result result, struc
 // within this call). Requests for a microVM that is PENDING, SUSPENDING or being resumed are held until that is over. [any]
 void microvm_open(struct engine *en, const char *endpoint, microvm_opened done, void *arg);
 
+// The route at once, when the microVM is awake and nobody waits for it; NULL: ask microvm_open(). [any]
+struct microvm_route *microvm_open_now(struct engine *en, const char *endpoint);
+
 const char *microvm_route_id(const struct microvm_route *r);
 void microvm_route_active(struct microvm_route *r); // bytes crossed the endpoint now; cheap. [any]
 void microvm_route_release(struct microvm_route *r);

@@ -239,6 +239,20 @@ void microvm_open(struct engine *en, const char *endpoint, microvm_opened done, 
 	microvm_unref(m);
 }
 
+struct microvm_route *microvm_open_now(struct engine *en, const char *endpoint) {
+	struct microvm *m = en->microvms == NULL ? NULL : registry_find_endpoint(en, endpoint);
+	enum microvm_open_result result;
+	struct microvm_route *route = NULL;
+	if (m == NULL)
+		return NULL;
+	pthread_mutex_lock(&m->lock);
+	if (STAILQ_EMPTY(&m->waiters))
+		verdict(m, NULL, &result, &route);
+	pthread_mutex_unlock(&m->lock);
+	microvm_unref(m);
+	return route;
+}
+
 bool microvm_find_endpoint(struct engine *en, const char *endpoint, char id[48], char state[STATE_TEXT]) {
 	struct microvm *m = en->microvms == NULL ? NULL : registry_find_endpoint(en, endpoint);
 	if (m == NULL)

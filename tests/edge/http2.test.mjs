@@ -11,11 +11,12 @@ import { ASLEEP, FAILED, RUNNING, SUSPENDED, ask, listen, start, until } from '.
 
 const run = promisify(execFile)
 const sha256 = (data) => createHash('sha256').update(data).digest('hex')
-let edge, server, client, seen = 0, swallowed = 0
+let edge, server, client, seen = 0, smuggled = 0, swallowed = 0
 
 const application = http.createServer((q, r) => {
   const url = q.url.split('?')[0]
   if (url !== '/silent') seen++
+  if (q.url.includes('smuggled')) smuggled++
   if (url === '/echo') q.pipe(r)
   else if (url === '/sum') {
     const hash = createHash('sha256')
@@ -336,8 +337,7 @@ async function raw(bytes, enough = () => false) {
   return { frames, ended, goaway: frames.find((f) => f.type === 7)?.payload.readUInt32BE(4), resets: frames.filter((f) => f.type === 3) }
 }
 
-test('smuggling by HTTP/2 fields: each is refused, none reaches the application', async () => {
-  const before = seen
+test('smuggling by HTTP/2 fields: each is refused, and nothing of it reaches the application', async () => {
   const families = {
     'H2.CL: less than what follows': [frame(1, 4, 1, head([['content-length', '0']])), frame(0, 1, 1, Buffer.from('GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n'))],
     'H2.CL: more than what follows': [frame(1, 4, 1, head([['content-length', '99']])), frame(0, 1, 1, Buffer.from('x'))],
@@ -367,13 +367,18 @@ test('smuggling by HTTP/2 fields: each is refused, none reaches the application'
     'CONNECT of another protocol': [frame(1, 4, 1, head([], { ':method': 'CONNECT', ':protocol': 'h2c' }))],
   }
   for (const [name, frames] of Object.entries(families)) {
+    const before = seen
     const r = await raw(frames, (f) => f.some((x) => x.id === 1 && (x.type === 3 || x.type === 1)) || f.some((x) => x.type === 7))
     const answer = r.frames.find((x) => x.type === 1 && x.id === 1)
     const refused = r.resets.length > 0 || r.goaway > 0 || (answer && (answer.payload[0] === 0x8c || String(answer.payload).includes('403'))) // 0x8c: ":status 400"
     assert.ok(refused, `${name}: ${JSON.stringify(r.frames.map((f) => [f.type, f.id, f.payload.toString('hex').slice(0, 20)]))}`)
+    await new Promise((r) => setTimeout(r, 5))
+    // Which length is wrong shows only behind the head, which may be on its way by then.
+    assert.ok(seen === before || name.startsWith('H2.CL: '), name)
   }
   await new Promise((r) => setTimeout(r, 100))
-  assert.equal(seen, before)
+  assert.equal(smuggled, 0)
+  const before = seen
   // The same frames without the evil pass.
   await raw([frame(1, 4, 1, head([['content-length', '1']])), frame(0, 1, 1, Buffer.from('x'))], (f) => f.some((x) => x.type === 1))
   assert.equal(seen, before + 1)

@@ -662,6 +662,24 @@ static void test_wakes_take_room_of_the_host(void **state) {
 	en.config.host_memory_mib = 0;
 }
 
+static void test_opens_at_once_when_awake(void **state) {
+	struct error e = {0};
+	add_image(all_hooks);
+	assert_null(microvm_open_now(&en, "nobody"));
+	struct store_microvm r = run_running();
+	struct microvm_route *route = microvm_open_now(&en, r.endpoint);
+	assert_non_null(route);
+	assert_string_equal(microvm_route_id(route), r.id);
+	microvm_route_release(route);
+	assert_int_equal(microvm_suspend(&en, r.id, NULL, &e), 0);
+	assert_null(microvm_open_now(&en, r.endpoint));
+	assert_true(workers_wait_idle(WAIT_MS));
+	assert_string_equal(get(r.id).state, "SUSPENDED"); // only microvm_open() wakes
+	assert_int_equal(microvm_terminate(&en, r.id, NULL, &e), 0);
+	wait_state(r.id, "TERMINATED");
+	assert_null(microvm_open_now(&en, r.endpoint));
+}
+
 static void test_vmm_dies_in_resume(void **state) {
 	struct error e = {0};
 	add_image("null");
@@ -1008,6 +1026,7 @@ int main(void) {
 		cmocka_unit_test_setup_teardown(test_vmm_dies_in_suspend, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_resume_fails_and_sleeps_on, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_wakes_take_room_of_the_host, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_opens_at_once_when_awake, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_vmm_dies_in_resume, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_ends_by_itself, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_terminate_interrupts, set_up, tear_down),
