@@ -5,7 +5,6 @@
 // the edge says something; 224-239 the edge reads; 240-255 the next byte is spoilt.
 #include "edge/secure.h"
 
-#include <fcntl.h>
 #include <openssl/evp.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>

@@ -25,7 +25,7 @@ struct call {
 	size_t label_count;
 	struct slice query;      // still encoded
 	json_t *body;            // an object; NULL when there is none
-	struct violations wrong; // of labels and body
+	struct violations wrong; // of labels, query and body
 };
 
 // Answers with a JSON object, whose reference it takes.
@@ -36,6 +36,9 @@ int call_fail(struct call *c, int status, const char *name, const char *format, 
 // The same for an error that came from elsewhere: e->name is the exception's name, or none for an internal error (which is logged). Returns -1.
 int call_fail_with(struct call *c, const struct error *e);
 int call_not_found(struct call *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+// Fails with all that is wrong with the call (c->wrong). False: nothing is.
+bool call_fail_for_violations(struct call *c);
 
 // Checks the body against a shape; an absent body counts as {}. False: the call has failed, and is answered.
 bool call_check_body(struct call *c, const struct shape *shape);

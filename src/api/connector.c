@@ -225,12 +225,8 @@ static bool check_state(struct call *c, const char *state) {
 	for (size_t i = 0; i < sizeof(states) / sizeof(states[0]); i++)
 		if (strcmp(states[i], state) == 0)
 			return true;
-	struct violations v = {.count = 0};
-	violation_add(&v, state, "state", "satisfy enum value set: [PENDING, ACTIVE, INACTIVE, FAILED, DELETING, DELETE_FAILED]");
-	cleanup_free char *message = violations_message(&v);
-	free(v.text.data);
-	call_fail(c, 400, "ValidationException", "%s", message == NULL ? "" : message);
-	return false;
+	violation_add(&c->wrong, state, "state", "satisfy enum value set: [PENDING, ACTIVE, INACTIVE, FAILED, DELETING, DELETE_FAILED]");
+	return !call_fail_for_violations(c);
 }
 
 void list_connectors(struct call *c) {

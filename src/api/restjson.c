@@ -154,7 +154,7 @@ json_t *json_member_or_null(const json_t *o, const char *name) {
 
 // Bodies and queries ------------------------------------------------------------------------------------------------------------------
 
-static bool fail_for_violations(struct call *c) {
+bool call_fail_for_violations(struct call *c) {
 	if (c->wrong.count == 0)
 		return false;
 	cleanup_free char *all = violations_message(&c->wrong);
@@ -179,7 +179,7 @@ bool call_check_body_and(struct call *c, const struct shape *shape, void (*more)
 	shape_check(shape, c->body, "", &c->wrong);
 	if (more != NULL)
 		more(c, &c->wrong);
-	return !fail_for_violations(c);
+	return !call_fail_for_violations(c);
 }
 
 char *call_query(struct call *c, const char *name, bool *failed) {
@@ -273,13 +273,9 @@ static bool page_limit(struct call *c, const struct page_names *names, const cha
 		return false;
 	}
 	if (value < 1 || value > names->most) {
-		struct violations v = {.count = 0};
-		violation_add(&v, text, names->limit_path, "have value %s than or equal to %ld", value < 1 ? "greater" : "less",
+		violation_add(&c->wrong, text, names->limit_path, "have value %s than or equal to %ld", value < 1 ? "greater" : "less",
 			      value < 1 ? 1 : names->most);
-		cleanup_free char *message = violations_message(&v);
-		free(v.text.data);
-		call_fail(c, 400, "ValidationException", "%s", message == NULL ? "" : message);
-		return false;
+		return !call_fail_for_violations(c);
 	}
 	*ret = (size_t)value;
 	return true;
@@ -474,7 +470,7 @@ static void check_labels(struct call *c, const struct route *route) {
 	bool microvms = strncmp(route->path, MICROVMS, strlen(MICROVMS)) == 0;
 	for (size_t i = 0; i < c->label_count && i < 2 && (images || microvms); i++) {
 		cleanup_json json_t *value = json_string(c->labels[i]);
-		const struct shape *shape = i == 0 ? &shape_identifier : &shape_version;
+		const struct shape *shape = i == 0 ? &shape_identifier : &shape_without_space;
 		const char *name = microvms ? "microvmIdentifier" : i == 0 ? "imageIdentifier" : "imageVersion";
 		if (value == NULL)
 			violation_add(&c->wrong, NULL, name, "be text in UTF-8");
@@ -606,7 +602,7 @@ static void run_call(struct call *c, const struct http_head *h) {
 		return;
 	}
 	check_labels(c, route);
-	if (!route->body && fail_for_violations(c))
+	if (!route->body && call_fail_for_violations(c))
 		return;
 	const char *why = NULL;
 	if (!api_parse_body(body, &c->body, &why)) {

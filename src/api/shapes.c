@@ -72,10 +72,8 @@ static const struct shape any_string = {.kind = SHAPE_STRING};
 static const struct shape boolean = {.kind = SHAPE_BOOLEAN};
 static const struct shape any_integer = {.kind = SHAPE_INTEGER, .min = INT32_MIN};
 static const struct shape image_name = {.kind = SHAPE_STRING, .min = 1, .max = 64, .matches = is_image_name, .pattern = "[a-zA-Z0-9-_]+"};
-static const struct shape no_space = {.kind = SHAPE_STRING, .min = 1, .max = 2048, .matches = is_without_space, .pattern = "[^\\s]+"};
-// In paths.
 const struct shape shape_identifier = {.kind = SHAPE_STRING, .min = 1, .max = 256};
-const struct shape shape_version = {.kind = SHAPE_STRING, .min = 1, .max = 2048, .matches = is_without_space, .pattern = "[^\\s]+"};
+const struct shape shape_without_space = {.kind = SHAPE_STRING, .min = 1, .max = 2048, .matches = is_without_space, .pattern = "[^\\s]+"};
 static const struct shape not_blank = {.kind = SHAPE_STRING, .min = 1, .max = 2048};
 static const struct shape role_arn = {.kind = SHAPE_STRING,
 				      .min = 20,
@@ -151,10 +149,11 @@ static const struct shape tags = {.kind = SHAPE_MAP, .max = STORE_TAGS_MAX, .key
 
 // What both creation and update say.
 #define IMAGE_MEMBERS                                                                                                           \
-	{"baseImageArn", &no_space, true}, {"baseImageVersion", &no_space, false}, {"buildRoleArn", &role_arn, true},           \
-		{"codeArtifact", &code_artifact, true}, {"description", &any_string, false}, {"logging", &logging, false},      \
-		{"egressNetworkConnectors", &image_connectors, false}, {"cpuConfigurations", &cpu_configurations, false},       \
-		{"resources", &resources, false}, {"additionalOsCapabilities", &capabilities, false}, {"hooks", &hooks, false}, \
+	{"baseImageArn", &shape_without_space, true}, {"baseImageVersion", &shape_without_space, false},                        \
+		{"buildRoleArn", &role_arn, true}, {"codeArtifact", &code_artifact, true}, {"description", &any_string, false}, \
+		{"logging", &logging, false}, {"egressNetworkConnectors", &image_connectors, false},                            \
+		{"cpuConfigurations", &cpu_configurations, false}, {"resources", &resources, false},                            \
+		{"additionalOsCapabilities", &capabilities, false}, {"hooks", &hooks, false},                                   \
 		{"environmentVariables", &environment, false}, {                                                                \
 		"clientToken", &client_token, false                                                                             \
 	}
@@ -194,7 +193,7 @@ static const struct shape maximum_duration = {.kind = SHAPE_INTEGER, .min = 1}; 
 
 const struct shape shape_run = {.kind = SHAPE_STRUCTURE,
 				.members = (const struct shape_member[]){{"imageIdentifier", &run_image, true},
-									 {"imageVersion", &no_space, false},
+									 {"imageVersion", &shape_without_space, false},
 									 {"ingressNetworkConnectors", &run_connectors, false},
 									 {"egressNetworkConnectors", &run_connectors, false},
 									 {"executionRoleArn", &role_arn, false},

@@ -55,7 +55,7 @@ char *violations_message(const struct violations *v);
 size_t count_characters(const char *s); // code points of UTF-8
 
 extern const struct shape shape_create_image, shape_update_image, shape_update_version, shape_build_filters, shape_run, shape_auth_token,
-	shape_identifier, shape_version, shape_shell_auth_token, shape_tag_resource, shape_untag_resource, shape_create_connector,
+	shape_identifier, shape_without_space, shape_shell_auth_token, shape_tag_resource, shape_untag_resource, shape_create_connector,
 	shape_update_connector;
 
 // Patterns that more than the tables need.

@@ -110,7 +110,7 @@ static int accept_certificate(X509_STORE_CTX *store, void *unused) {
 	X509 *leaf = X509_STORE_CTX_get0_cert(store);
 	const EVP_PKEY *key = leaf != NULL ? X509_get0_pubkey(leaf) : NULL;
 	bool fine = key != NULL && EVP_PKEY_get_bits(key) <= APPLICATION_KEY_BITS_MAX;
-	X509_STORE_CTX_set_error(store, fine ? X509_V_OK : X509_V_ERR_EE_KEY_TOO_SMALL);
+	X509_STORE_CTX_set_error(store, fine ? X509_V_OK : X509_V_ERR_APPLICATION_VERIFICATION);
 	return fine;
 }
 

@@ -404,7 +404,8 @@ static void resize(struct session *s, const uint8_t *data, size_t size) {
 		ioctl(s->input.fd, TIOCSWINSZ, &s->size);
 }
 
-// Input that came before the program has its terminal, which may be reported after the program's number, waits; with pipes there is always one, until the program closes it.
+// Input that came before the program has its terminal, which may be reported after the program's number, waits; with pipes there is always one,
+// until the program closes it.
 static bool input_can_come(const struct session *s) {
 	return s->terminal && !s->had_terminal && s->report.fd >= 0;
 }

@@ -54,12 +54,12 @@ struct config {
 	char networks[16384]; // "networks": JSON object, subnet id → what it leads to; what it means is stasis-launch's (launch/networks.h)
 	char roles[16384];    // "roles": JSON object, role ARN → policy
 	char quotas[8192];    // "quotas": JSON object, account or "default" → limits (src/api/quota.h)
-	int connections_per_vcpu;     // "connectionsPerVcpu": 512; requests and tunnels of a microVM that may be open at once; 0: no limit
+	int connections_per_vcpu;     // "connectionsPerVcpu": 1024; requests and tunnels of a microVM that may be open at once; 0: no limit
 	int requests_per_s_per_vcpu;  // "requestsPerSecondPerVcpu": 0: no limit
 	int64_t bytes_per_s_per_vcpu; // "bytesPerSecondPerVcpu": 0: no limit; through the edge, both ways together
 	int64_t maximum_duration_s;   // "maximumDurationSeconds": 28800; the most that a Run may ask for
 	int64_t host_memory_mib;      // "hostMemoryMib": 0; of all microVMs that are awake together; 0: no limit
-	int64_t host_reserve_mib;     // "hostReserveMib": 128; no microVM is run while less memory is available; 0: not looked at
+	int64_t host_reserve_mib;     // "hostReserveMib": 128; none is run or woken while less memory is available; 0: not looked at
 };
 
 // Reads and checks the file: unknown members, wrong types and values out of range are refused by name.
