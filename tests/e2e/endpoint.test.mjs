@@ -1,12 +1,9 @@
 // The endpoint: who gets in, what is answered when not, and that bytes pass unharmed both ways.
 import assert from 'node:assert/strict'
-import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import https from 'node:https'
-import os from 'node:os'
-import path from 'node:path'
 import { after, before, test } from 'node:test'
+import { certificate } from '../certificate.mjs'
 import { api, build, call, cli, engine, removeImage, token, waitState } from './engine.mjs'
 
 const server = `
@@ -67,21 +64,14 @@ http.server.ThreadingHTTPServer(('127.0.0.1', 8080), H).serve_forever()
 `
 let image, m, n
 
-function certificate() {
-  const folder = mkdtempSync(path.join(os.tmpdir(), 'e2e-endpoint-'))
-  const at = (name) => path.join(folder, name)
-  execFileSync('openssl', ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', '/CN=application', '-keyout', at('key.pem'), '-out', at('certificate.pem')], { stdio: 'ignore' })
-  const both = Object.fromEntries(['key.pem', 'certificate.pem'].map((name) => [name, readFileSync(at(name), 'utf8')]))
-  rmSync(folder, { recursive: true })
-  return both
-}
-
 before(async () => {
   const { client } = await engine()
+  const { key, cert } = certificate()
   image = await build('e2e-endpoint', {
     Dockerfile: 'FROM stasis/python\nWORKDIR /app\nCOPY . .\nENV STASIS_TLS=9443\nCMD ["python3", "server.py"]\n',
     'server.py': server,
-    ...certificate(),
+    'key.pem': key,
+    'certificate.pem': cert,
   })
   assert.equal(image.image.state, 'CREATED', image.reason)
   m = await client.send(new api.RunMicrovmCommand({ imageIdentifier: image.arn, executionRoleArn: 'arn:aws:iam::000000000000:role/worker' }))

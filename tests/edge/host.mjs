@@ -15,6 +15,9 @@ const candidates = [process.env.STASIS_EDGE_HOST, 'build-san/tests/unit/test_edg
 const endpoint = (n) => `00000000-0000-4000-8000-00000000000${n}`
 export const RUNNING = endpoint(1), SUSPENDED = endpoint(2), ASLEEP = endpoint(3), FAILED = endpoint(5)
 
+// For clients of node's: every name is this host.
+export const loopback = (name, o, done) => done(null, o.all ? [{ address: '127.0.0.1', family: 4 }] : '127.0.0.1', 4)
+
 // `port`: of the server that guest port 8080 leads to; other ports lead to themselves. MicroVMs have two processors. `configuration`: of the engine.
 // `tls`: guest ports where the application speaks TLS.
 export async function start(port, { wakeMs = 300, configuration = {}, tls: secure = [] } = {}) {
@@ -46,7 +49,7 @@ export async function start(port, { wakeMs = 300, configuration = {}, tls: secur
         const s = tls.connect({ host: '127.0.0.1', port: at, ca, servername: name(e), ALPNProtocols: alpn }, () => resolve(s))
         s.once('error', reject)
       }),
-    h2: (e = RUNNING, o = {}) => http2.connect(`https://${name(e)}:${at}`, { ca, lookup: (h, opts, f) => f(null, opts.all ? [{ address: '127.0.0.1', family: 4 }] : '127.0.0.1', 4), ...o }),
+    h2: (e = RUNNING, o = {}) => http2.connect(`https://${name(e)}:${at}`, { ca, lookup: loopback, ...o }),
     // All microVMs; they wake again when the edge asks for it.
     sleep() {
       const asleep = once(lines, 'line')

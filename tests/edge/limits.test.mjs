@@ -6,7 +6,7 @@ import net from 'node:net'
 import { after, before, test } from 'node:test'
 import { readFileSync } from 'node:fs'
 import WebSocket, { WebSocketServer } from 'ws'
-import { RUNNING, SUSPENDED, ask, listen, start } from './host.mjs'
+import { RUNNING, SUSPENDED, ask, listen, loopback, start } from './host.mjs'
 
 let server, port, waiting = []
 const application = http.createServer((q, r) => {
@@ -45,7 +45,7 @@ test('connections: as many requests and tunnels at once as the size allows, what
     const client = edge.h2()
     const held = [get(edge, '/wait'), get(edge, '/wait'), ask(client, { ':path': '/wait', 'x-aws-proxy-auth': edge.token() })]
     await until(() => waiting.length === 3)
-    const socket = new WebSocket(`wss://${edge.authority()}/`, ['lambda-microvms', `lambda-microvms.authentication.${edge.token()}`], { ca: edge.ca, lookup: (h, o, f) => f(null, o.all ? [{ address: '127.0.0.1', family: 4 }] : '127.0.0.1', 4) })
+    const socket = new WebSocket(`wss://${edge.authority()}/`, ['lambda-microvms', `lambda-microvms.authentication.${edge.token()}`], { ca: edge.ca, lookup: loopback })
     await new Promise((resolve, reject) => socket.on('open', resolve).on('error', reject))
     const refused = await get(edge, '/')
     assert.equal(refused.status, 429)

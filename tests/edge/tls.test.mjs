@@ -1,25 +1,18 @@
 // Applications that speak TLS: HTTPS, gRPC and WebSockets behind a certificate of their own, asleep and awake.
 import assert from 'node:assert/strict'
-import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import http from 'node:http'
 import https from 'node:https'
 import net from 'node:net'
-import os from 'node:os'
-import path from 'node:path'
 import { after, before, test } from 'node:test'
 import grpc from '@grpc/grpc-js'
 import WebSocket, { WebSocketServer } from 'ws'
-import { RUNNING, SUSPENDED, ask, listen, start, until } from './host.mjs'
+import { certificate } from '../certificate.mjs'
+import { RUNNING, SUSPENDED, ask, listen, loopback, start, until } from './host.mjs'
 
 const sha256 = (data) => createHash('sha256').update(data).digest('hex')
-const folder = mkdtempSync(path.join(os.tmpdir(), 'edge-tls-'))
-const in_folder = (name) => path.join(folder, name)
-execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2', '-subj', '/CN=application',
-  '-keyout', in_folder('key.pem'), '-out', in_folder('certificate.pem')], { stdio: 'ignore' })
-const key = readFileSync(in_folder('key.pem')), cert = readFileSync(in_folder('certificate.pem'))
+const { key, cert } = certificate()
 
 const application = (q, r) => {
   seen.push({ url: q.url, host: q.headers.host, server: q.socket.servername, protocol: q.socket.getProtocol?.(), connection: q.socket })
@@ -38,11 +31,14 @@ const application = (q, r) => {
   else r.end(`${q.method} ${q.url}`)
 }
 
-let edge, client, modern, old, plain, silent, rpc, sockets, ports, seen = []
+let edge, client, modern, old, costly, long, plain, silent, rpc, sockets, ports, seen = []
 
 before(async () => {
   modern = https.createServer({ key, cert, minVersion: 'TLSv1.3' }, application)
   old = https.createServer({ key, cert, maxVersion: 'TLSv1.2' }, application)
+  // More than 4096 bits of key, and more than 16 KiB of certificate.
+  costly = https.createServer(certificate({ key: 'rsa:4608' }), application)
+  long = https.createServer(certificate({ comment: 'x'.repeat(20_000) }), application)
   plain = http.createServer(application)
   silent = net.createServer((s) => s.on('error', () => {}).end('SSH-2.0-something\r\n'))
   sockets = new WebSocketServer({ server: modern })
@@ -56,10 +52,10 @@ before(async () => {
       call.on('error', () => {})
     },
   })
-  ports = { modern: await listen(modern), old: await listen(old), plain: await listen(plain), silent: await listen(silent) }
-  const credentials = grpc.ServerCredentials.createSsl(null, [{ private_key: key, cert_chain: cert }])
+  ports = { modern: await listen(modern), old: await listen(old), costly: await listen(costly), long: await listen(long), plain: await listen(plain), silent: await listen(silent) }
+  const credentials = grpc.ServerCredentials.createSsl(null, [{ private_key: Buffer.from(key), cert_chain: Buffer.from(cert) }])
   ports.rpc = await new Promise((resolve, reject) => rpc.bindAsync('127.0.0.1:0', credentials, (e, p) => (e ? reject(e) : resolve(p))))
-  edge = await start(ports.modern, { wakeMs: 200, tls: [8080, ports.old, ports.silent, ports.rpc, ports.plain] })
+  edge = await start(ports.modern, { wakeMs: 200, tls: [8080, ports.costly, ports.long, ports.old, ports.silent, ports.rpc, ports.plain] })
   client = edge.h2()
   await once(client, 'remoteSettings')
 })
@@ -67,13 +63,12 @@ after(async () => {
   client?.destroy()
   await edge?.stop()
   for (const s of sockets.clients) s.terminate()
-  for (const s of [modern, old, plain]) {
+  for (const s of [modern, old, costly, long, plain]) {
     s.closeAllConnections()
     s.close()
   }
   silent.close()
   rpc.forceShutdown()
-  rmSync(folder, { recursive: true })
 })
 
 const get = (url, o = {}, headers = {}) => ask(client, { ':path': url, 'x-aws-proxy-auth': edge.token(), ...headers }, o)
@@ -139,7 +134,7 @@ test('gRPC over TLS: both directions at once, across a sleep', async () => {
 })
 
 test('a WebSocket and an event stream over TLS go on after a sleep', async () => {
-  const s = new WebSocket(`wss://${edge.authority()}/chat`, [], { ca: edge.ca, headers: { 'x-aws-proxy-auth': edge.token() }, lookup: (h, o, f) => (o.all ? f(null, [{ address: '127.0.0.1', family: 4 }]) : f(null, '127.0.0.1', 4)) })
+  const s = new WebSocket(`wss://${edge.authority()}/chat`, [], { ca: edge.ca, headers: { 'x-aws-proxy-auth': edge.token() }, lookup: loopback })
   await once(s, 'open')
   const stream = client.request({ ':path': '/events', 'x-aws-proxy-auth': edge.token() })
   let text = ''
@@ -190,6 +185,15 @@ test('an application that does not speak TLS where its image says so: 502, and t
     assert.equal(r.status, 502)
     await reason(`no TLS handshake at port ${port}, which STASIS_TLS of the image names`)
   }
+})
+
+test('a certificate that would cost the edge too much is refused', async () => {
+  seen = []
+  for (const port of [ports.costly, ports.long]) {
+    assert.equal((await get('/', {}, at(port))).status, 502)
+    await reason(`no TLS handshake at port ${port}`)
+  }
+  assert.equal(seen.length, 0)
 })
 
 test('an application that speaks TLS where its image does not say so: the log says what to do', async () => {

@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import http from 'node:http'
 import { after, before, test } from 'node:test'
 import WebSocket, { Receiver, Sender, WebSocketServer } from 'ws'
-import { RUNNING, SUSPENDED, listen, start, until } from './host.mjs'
+import { RUNNING, SUSPENDED, listen, loopback, start, until } from './host.mjs'
 
 let edge, server, sockets, client, closed = 0
 const handshakes = []
@@ -32,7 +32,7 @@ after(async () => {
 })
 
 const open = (protocols, headers = {}, e = RUNNING) =>
-  new WebSocket(`wss://${edge.authority(e)}/chat`, protocols, { ca: edge.ca, headers, lookup: (h, o, f) => (o.all ? f(null, [{ address: '127.0.0.1', family: 4 }]) : f(null, '127.0.0.1', 4)) })
+  new WebSocket(`wss://${edge.authority(e)}/chat`, protocols, { ca: edge.ca, headers, lookup: loopback })
 const names = (e = RUNNING, ...more) => ['lambda-microvms', `lambda-microvms.authentication.${edge.token(e)}`, ...more]
 
 test('HTTP/1.1: token by header or by subprotocols, messages both ways, a close with its code', async () => {

@@ -3,9 +3,9 @@
 // most once, and only clients of a microVM that was killed may see an error. The engine's memory is looked at all the while.
 //
 // Prints one figure a line, `name value unit`, and "ok" or what was violated; exit code 1 then.
-import { execFile, execFileSync } from 'node:child_process'
+import { execFile } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { cpSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import http2 from 'node:http2'
 import https from 'node:https'
 import os from 'node:os'
@@ -13,6 +13,7 @@ import path from 'node:path'
 import { promisify } from 'node:util'
 import grpc from '@grpc/grpc-js'
 import WebSocket from 'ws'
+import { certificate } from '../certificate.mjs'
 import { KILL_A_VMM, random, rss } from '../torture/model.mjs'
 
 const root = path.resolve(import.meta.dirname, '../..')
@@ -47,8 +48,9 @@ async function image() {
   const name = `soak-${Date.now().toString(36)}`
   const folder = mkdtempSync(path.join(os.tmpdir(), 'soak-'))
   cpSync(path.join(root, 'tests/soak/application'), folder, { recursive: true })
-  execFileSync('openssl', ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '30', '-subj', '/CN=soak', '-keyout', path.join(folder, 'key.pem'),
-    '-out', path.join(folder, 'certificate.pem')], { stdio: 'ignore' })
+  const { key, cert } = certificate()
+  writeFileSync(path.join(folder, 'key.pem'), key)
+  writeFileSync(path.join(folder, 'certificate.pem'), cert)
   const made = await cli('image', 'create', name, folder, '--memory', '512')
   rmSync(folder, { recursive: true })
   if (made.code !== 0) throw new Error(`the image cannot be built: ${made.stderr}`)
